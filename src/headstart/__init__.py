@@ -1,0 +1,40 @@
+"""Headstart: does pretraining on my unlabelled images save me labels?
+
+Every command is a function here, with the same name and arguments. They are loaded when first used, so that
+``headstart --help`` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import UserError
+
+if TYPE_CHECKING:
+    from headstart.reports.page import report
+    from headstart.studies.demo import demo
+    from headstart.studies.study import study
+    from headstart.verbs.finetune import finetune
+    from headstart.verbs.pretrain import pretrain
+    from headstart.verbs.probe import probe
+
+__all__ = ["UserError", "demo", "finetune", "pretrain", "probe", "report", "study"]
+
+_ROOMS = {
+    "pretrain": "headstart.verbs.pretrain",
+    "probe": "headstart.verbs.probe",
+    "finetune": "headstart.verbs.finetune",
+    "study": "headstart.studies.study",
+    "demo": "headstart.studies.demo",
+    "report": "headstart.reports.page",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a verb when it is first asked for."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'headstart' has no attribute '{name}'")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,41 @@
+"""Networks of other libraries behind one contract: pooled features, feature maps, and what shape they have."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from headstart.backbones import timm, torchvision
+from headstart.backbones.stems import Stem, resolve
+from headstart.backbones.weights import Matched, load_weights, pretrained_state, read_weights
+from headstart.contracts import Backbone
+from headstart.errors import unknown
+
+__all__ = ["Matched", "Stem", "build", "list_models", "load_weights", "pretrained_state", "read_weights"]
+
+BUILDERS: dict[str, Callable[..., Backbone]] = {"torchvision": torchvision.build, "timm": timm.build}
+NO_ARGS: Mapping[str, object] = MappingProxyType({})
+
+
+def build(model: str, *, stem: Stem = "auto", image_size: int, model_args: Mapping[str, object] = NO_ARGS) -> Backbone:
+    """Build a backbone with random weights.
+
+    Args:
+        model: ``torchvision/NAME`` or ``timm/NAME``.
+        stem: the first layers: ``standard`` as the library has them, ``small`` with a quarter of their downsampling,
+            ``auto`` for ``small`` at 64 pixels and below.
+        image_size: the side of the images in pixels.
+        model_args: further arguments for the library's own constructor.
+
+    Raises:
+        UserError: the model is unknown or gives no feature maps, the stem does not exist for it, or the library does
+            not take ``model_args``.
+    """
+    library, _, name = model.partition("/")
+    if library not in BUILDERS:
+        raise unknown("model", model, list_models())
+    return BUILDERS[library](name, stem=resolve(stem, image_size), image_size=image_size, model_args=model_args)
+
+
+def list_models() -> list[str]:
+    """Return every name that ``build`` takes, torchvision's first."""
+    names = {"torchvision": torchvision.list_models(), "timm": timm.list_models()}
+    return [f"{library}/{name}" for library, known in names.items() for name in known]

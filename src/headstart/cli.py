@@ -1,0 +1,131 @@
+"""The commands: options become calls of the functions of the same name, nothing else."""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cyclopts import App, CycloptsError, Parameter
+
+import headstart
+from headstart.errors import UserError, unknown
+
+# name: (what it does, its settings in headstart.config, its own arguments in headstart.verbs.parameters)
+COMMANDS: dict[str, tuple[str, str | None, str]] = {
+    "demo": ("The main job in a few minutes, on scanned digits or on your own class folders.", None, "DEMO"),
+    "pretrain": ("Pretrain a backbone on images without labels.", "Pretrain", "RUN"),
+    "probe": ("Score a frozen backbone with kNN and a linear classifier at several label budgets.", "Probe", "PROBE"),
+    "finetune": ("Train a classifier from a backbone and some labels, and score it on test images.", "Finetune", "RUN"),
+    "study": ("Compare arms × transfers × label budgets × seeds, and write the report.", "Study", "STUDY"),
+    "report": ("Write the report of a study again, as one HTML page.", None, "REPORT"),
+    "list": ("List methods, models, augments, data or tasks.", None, "LIST"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, 2 after a mistake of the user's, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        # only the command that is asked for loads its settings: the others need no more than their line of help
+        outcome = build_app(words[0] if words else "")(words, exit_on_error=False, print_error=False)
+    except (UserError, CycloptsError) as error:
+        print(f"headstart: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("headstart: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    if outcome is not None:
+        print(outcome)
+    return 0
+
+
+def build_app(asked: str) -> App:
+    """Return the app, in which the asked command has its options."""
+    app = App(
+        name="headstart",
+        help="Does pretraining on my unlabelled images save me labels?",
+        version_flags=["--version"],
+        version=_version,
+        help_format="plaintext",
+        result_action="return_value",
+    )
+    for name, (help_line, settings, own) in COMMANDS.items():
+        app.command(_command(name, settings, own) if name == asked else _nothing, name=name, help=help_line)
+    return app
+
+
+def _nothing() -> None:
+    """Stand in for a command that was not asked for."""
+
+
+def _command(verb: str, settings: str | None, own: str) -> Callable[..., Any]:
+    """Return the function behind a command, with an option for each of the verb's arguments and settings."""
+    parameters = import_module("headstart.verbs.parameters")
+    before: tuple[inspect.Parameter, ...] = getattr(parameters, own)
+    fields = getattr(import_module("headstart.config"), settings).model_fields if settings else {}
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=_option(field.annotation, field.description or "", _default(field)),
+        )
+        for name, field in fields.items()
+        if name not in {parameter.name for parameter in before}
+    ]
+
+    def call(*positional: Any, **given: Any) -> Any:
+        return getattr(import_module("headstart.listing") if verb == "list" else headstart, _function(verb))(
+            *positional, **{name: _value(value) for name, value in given.items()}
+        )
+
+    call.__signature__ = inspect.Signature([*before, *options])  # type: ignore[attr-defined]
+    return call
+
+
+def _function(verb: str) -> str:
+    return "listing" if verb == "list" else verb
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "needed"
+    shown = field.default
+    if isinstance(shown, tuple):
+        shown = ",".join(str(item) for item in shown) or "none"
+    return "none" if shown is None else str(shown)
+
+
+def _option(kind: Any, help_line: str, default: str) -> Any:
+    """Return the annotation of an option. Its text is read by the settings themselves, so errors have one form."""
+    if get_origin(kind) is dict:
+        return Annotated[dict[str, str] | None, Parameter(help=help_line, show_default=False, negative=())]
+    choices = "|".join(str(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else None
+    shown = Parameter(help=help_line, show_default=lambda _: default, metavar=choices, allow_leading_hyphen=False)
+    return Annotated[str | None, shown]
+
+
+def _value(value: Any) -> Any:
+    """Return an option's value; those with dotted names are read as in YAML, because only the method knows their type."""
+    if not isinstance(value, dict):
+        return value
+    import yaml
+
+    return {name: yaml.safe_load(text) for name, text in value.items()}
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("headstart")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

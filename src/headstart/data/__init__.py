@@ -1,0 +1,1 @@
+"""Data: what images there are, how they are split, and how they become batches."""

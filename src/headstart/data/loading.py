@@ -1,0 +1,219 @@
+"""From rows to batches of views, as a function of (seed, step) and of nothing that happened before.
+
+Images take one of two paths, which give the same views up to the rounding of crops to 8 bits:
+
+* resident: the pixels of the whole data set lie on the device as one uint8 tensor, and views are rendered there. Taken
+  for images of one size that need at most a quarter of the device's memory, and on a CPU at most 4 GiB.
+* streaming: workers decode each image once per batch and hand over uint8 crops, one per view; the device does the rest.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from headstart.contracts import Batch
+from headstart.data.images import Decoded, decode_all
+from headstart.data.index import DataSet
+from headstart.data.schedule import InOrder, Shuffled
+from headstart.data.streaming import TRIES, Crops, read_parts
+from headstart.errors import UserError
+from headstart.views import PRESETS, Augment, finish, render
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1; torchvision's and timm's weights expect them
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_MAX_BAD = 0.01  # share of the rows that may fail to decode
+
+
+class ViewLoader:
+    """Batches of views for the steps start … stop - 1, in order.
+
+    Each step is cut into ``parts`` consecutive parts, and each part into ``world`` consecutive pieces, of which this
+    process gets the one of its rank. The batches depend on neither the number of workers nor on the first step.
+
+    An image that cannot be decoded is replaced by the next one of ``rows`` that can, and listed in ``bad``.
+
+    Attributes:
+        bad: why an image could not be decoded, by its path.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: DataSet,
+        rows: Tensor,
+        augments: tuple[Augment, ...],
+        image_size: int,
+        batch_size: int,
+        stop: int,
+        start: int = 0,
+        parts: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """Check the settings; nothing is read before the first batch.
+
+        Args:
+            dataset: the data.
+            rows: the rows to draw from, int64.
+            augments: how each view is made; a batch has one view per augment.
+            image_size: the side of the views, in pixels.
+            batch_size: images per step, over all parts and processes.
+            stop: the step after the last one.
+            start: the first step.
+            parts: how many batches a step is cut into, to accumulate gradients over.
+            rank: the number of this process.
+            world: how many processes there are.
+            seed: of the order and the views.
+            workers: processes that decode; 0 decodes in this one.
+            device: where the views are made.
+            mean: of each channel, subtracted from pixels in 0..1.
+            std: of each channel, which they are then divided by.
+
+        Raises:
+            UserError: the batch is larger than the data, or cannot be cut evenly.
+        """
+        schedule = Shuffled(len(rows), batch_size, seed, start, stop, parts, rank, world)
+        self._crops = Crops(dataset, rows, augments, image_size, seed, schedule, replace=True)
+        self._options = (workers, torch.device(device), tuple(mean), tuple(std))
+        self.bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self._crops, self.bad, *self._options)
+
+
+def images_at(
+    dataset: DataSet,
+    rows: Tensor,
+    image_size: int,
+    *,
+    batch_size: int = 256,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Iterator[Batch]:
+    """Yield the images of the rows as they are, in order: the short side resized and the centre cropped, normalised.
+
+    Images that cannot be decoded are left out; ``Batch.rows`` says which are there.
+
+    Args:
+        dataset: the data.
+        rows: which images, int64.
+        image_size: the side of the images, in pixels.
+        batch_size: images per batch; the last one may be smaller.
+        workers: processes that decode; 0 decodes in this one.
+        device: where the batches are made.
+        mean: of each channel, subtracted from pixels in 0..1.
+        std: of each channel, which they are then divided by.
+
+    Yields:
+        Batches with one view.
+
+    Raises:
+        UserError: more than 1 % of the images cannot be decoded.
+    """
+    schedule = InOrder(len(rows), batch_size)
+    crops = Crops(dataset, rows, (PRESETS["none"],), image_size, 0, schedule, replace=False)
+    yield from _batches(crops, {}, workers, torch.device(device), tuple(mean), tuple(std))
+
+
+@lru_cache(maxsize=2)
+def resident(dataset: DataSet, device: torch.device) -> Decoded | None:
+    """Return the pixels of the whole data set on the device, or None if they are to be streamed.
+
+    The last two are kept, because training and evaluation read the same data in turn.
+    """
+    if dataset.images is not None:
+        return Decoded(dataset.images.to(device), {})
+    height, width = dataset.sizes[0].tolist()
+    if (dataset.sizes != dataset.sizes[0]).any() or 3 * height * width * dataset.count > _room(device):
+        return None
+    assert dataset.root is not None
+    root = dataset.root
+    decoded = decode_all((root / path.as_py() for path in dataset.paths), dataset.count, height, width)
+    return Decoded(decoded.images.to(device), decoded.failures)
+
+
+def _room(device: torch.device) -> int:
+    """Return how many bytes of images may be kept on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 4
+    return min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+def _batches(
+    crops: Crops,
+    bad: dict[str, str],
+    workers: int,
+    device: torch.device,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Iterator[Batch]:
+    store = resident(crops.dataset, device)
+    rendered = _rendered(crops, store, bad) if store else _finished(crops, bad, workers, device)
+    offset = torch.tensor(mean, device=device).view(-1, 1, 1)
+    scale = torch.tensor(std, device=device).view(-1, 1, 1)
+    labels = crops.dataset.labels.to(device)
+    for rows, views in rendered:
+        if len(rows):
+            yield Batch(tuple((view - offset) / scale for view in views), labels[rows], rows)
+
+
+def _rendered(crops: Crops, store: Decoded, bad: dict[str, str]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield rows and views of batches whose pixels lie on the device."""
+    broken = torch.isin(crops.rows, torch.tensor(list(store.failures), dtype=torch.int64))
+    failures = {crops.dataset.paths[row].as_py(): store.failures[row] for row in crops.rows[broken].tolist()}
+    _record(failures, bad, len(crops.rows))
+    good = (~broken).nonzero().squeeze(1)
+    for index in range(len(crops)):
+        step, positions = crops.schedule.at(index)
+        if crops.replace:  # by the next good one
+            positions = good[torch.searchsorted(good, positions) % len(good)]
+        else:
+            positions = positions[~broken[positions]]
+        rows = crops.rows[positions].to(store.images.device)
+        images = store.images[rows]
+        yield (
+            rows,
+            [
+                render(images, augment, crops.key(step, rows, view), crops.image_size)
+                for view, augment in enumerate(crops.augments)
+            ],
+        )
+
+
+def _finished(
+    crops: Crops, bad: dict[str, str], workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield rows and views of batches whose crops come from workers."""
+    for part in read_parts(crops, workers, pin=device.type == "cuda"):
+        _record(part.failures, bad, len(crops.rows))
+        rows = part.rows.to(device, non_blocking=True)
+        pixels = part.crops.to(device, non_blocking=True)
+        yield (
+            rows,
+            [
+                finish(pixels[view], augment, crops.key(part.step, rows, view))
+                for view, augment in enumerate(crops.augments)
+            ],
+        )
+
+
+def _record(failures: dict[str, str], bad: dict[str, str], count: int) -> None:
+    """Add failures to the bad images; raise a UserError when these are too many of the rows."""
+    bad.update(failures)
+    if len(bad) > _MAX_BAD * count or len(failures) >= TRIES:
+        listed = ", ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:5])
+        raise UserError(f"data: {len(bad)} of {count} images cannot be decoded (allowed: {_MAX_BAD:.0%}): {listed}")

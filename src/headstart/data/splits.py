@@ -1,0 +1,183 @@
+"""Which images are for training, choosing and scoring, and which of them have labels."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headstart.data.index import NO_SPLIT, TEST, TRAIN, UNLABELLED, VAL, DataSet
+from headstart.errors import UserError
+from headstart.randomness import permutation
+
+VAL_SHARE, TEST_SHARE = 0.2, 0.2  # of each class, where the data came without splits
+VAL_SHARE_OF_TRAIN = 0.15  # of each class, where the data came with train/ and one held-out split
+_CUT, _SUBSET = 1, 2  # what an order is drawn for
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of each split, int64, ascending."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+    unlabelled: Tensor
+
+
+def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Splits:
+    """Return the splits of a data set: those that it came with, and where one is missing, a stratified cut.
+
+    * train, val and test: as given.
+    * train and test: 15 % of each class of train become val.
+    * train and val: val is the held-out benchmark, as for ImageNet, and becomes test; val is cut as above.
+    * no splits, or train alone: 60 % train, 20 % val, 20 % test of each class.
+    * images without labels (or of one class) are cut nowhere: without splits everything is train.
+
+    The cut depends on the seed and on the sorted paths only, so that every verb cuts the same data in the same way.
+
+    Args:
+        dataset: the data.
+        seed: of the cut, not of a training.
+        needs_labels: raise on classes that are not in train or too small to cut; else the small ones stay in train.
+
+    Raises:
+        UserError: there are no training images, or a class is too small to be in every split.
+    """
+    train, val, test, unlabelled = (_rows(dataset, code) for code in (TRAIN, VAL, TEST, UNLABELLED))
+    train = torch.cat([_rows(dataset, NO_SPLIT), train])
+    if len(train) + len(unlabelled) == 0:
+        raise UserError(
+            f"data: {dataset.name} has no training images (allowed: train/, unlabelled/ or no split folders)"
+        )
+    if len(val) and not len(test):
+        val, test = test, val
+    if len(dataset.classes) > 1 and len(train):
+        shares = () if len(val) else (VAL_SHARE_OF_TRAIN,) if len(test) else (VAL_SHARE, TEST_SHARE)
+        if needs_labels:
+            _check_classes(dataset, train, 1 + len(shares))
+        train, *cut = _cut(dataset.labels, train, shares, seed)
+        val = cut[0] if cut else val
+        test = cut[1] if len(cut) > 1 else test
+    return Splits(train, val, test, unlabelled)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many labels: so many per class, or that percentage of the training split; neither means all."""
+
+    per_class: int | None = None
+    percent: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The budget as it is written: ``5``, ``20%`` or ``all``."""
+        if self.per_class is not None:
+            return str(self.per_class)
+        return "all" if self.percent is None else f"{self.percent:g}%"
+
+
+def parse_budget(budget: str | int | Budget) -> Budget:
+    """Return the budget that is written as a count per class, a percentage or ``all``.
+
+    >>> [parse_budget(text).name for text in (5, "10", "20%", "all")]
+    ['5', '10', '20%', 'all']
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    text = "" if isinstance(budget, bool) else str(budget).strip()
+    if text == "all":
+        return Budget()
+    if re.fullmatch(r"[0-9]+", text) and int(text) > 0:
+        return Budget(per_class=int(text))
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text) and 0 < float(text[:-1]) <= 100:
+        return Budget(percent=float(text[:-1]))
+    raise UserError(f"labels: '{budget}' is no budget (allowed: a count per class such as 5, a share such as 20%, all)")
+
+
+def label_subset(
+    labels: Tensor, rows: Tensor, budget: str | int | Budget, seed: int, *, classes: Sequence[str] = ()
+) -> Tensor:
+    """Return the training rows whose labels a budget allows to be used.
+
+    Every class has one seeded order, and a budget takes a prefix of it: subsets of one seed are nested (5 in 10 in 20),
+    and the same for every arm. A percentage takes its exact count of images, one of every class first and the others in
+    the order of Sainte-Laguë's method, which unlike largest remainders never takes an image away when the count grows.
+
+    Args:
+        labels: class numbers of the whole data set, int64 ``[n]``.
+        rows: the rows of the training split; those without a label (-1) are never taken.
+        budget: as ``parse_budget`` reads it.
+        seed: of the order.
+        classes: the class names, for the error.
+
+    Returns:
+        Rows, int64, ascending.
+
+    Raises:
+        UserError: a class has fewer images than the budget asks for.
+    """
+    budget = parse_budget(budget)
+    rows = rows[labels[rows] >= 0].sort().values
+    groups = {label: rows[labels[rows] == label] for label in sorted(set(labels[rows].tolist()))}
+    if not groups:
+        raise UserError("labels: no training image has a label")
+    if budget.per_class is not None:
+        _check_budget(budget.per_class, groups, classes)
+    ordered = torch.cat([group[permutation(len(group), seed, _SUBSET, label)] for label, group in groups.items()])
+    places = torch.cat([torch.arange(len(group)) for group in groups.values()])
+    sizes = torch.cat([torch.full((len(group),), len(group)) for group in groups.values()])
+    if budget.per_class is not None:
+        chosen = ordered[places < budget.per_class]
+    elif budget.percent is not None:
+        priority = torch.where(places == 0, -1.0, (places + 0.5) / sizes.double())
+        count = max(len(groups), int(len(rows) * budget.percent / 100 + 0.5))
+        chosen = ordered[priority.argsort(stable=True)[:count]]
+    else:
+        chosen = ordered
+    return chosen.sort().values
+
+
+def _rows(dataset: DataSet, code: int) -> Tensor:
+    return (dataset.splits == code).nonzero().squeeze(1)
+
+
+def _cut(labels: Tensor, rows: Tensor, shares: tuple[float, ...], seed: int) -> list[Tensor]:
+    """Return the rows that stay, and for each share the rows cut off: that share of every class, at least one image.
+
+    A class that has too few images for every piece stays as it is.
+    """
+    pieces: list[list[Tensor]] = [[] for _ in range(1 + len(shares))]
+    for label in sorted(set(labels[rows].tolist())):
+        group = rows[labels[rows] == label]
+        group = group[permutation(len(group), seed, _CUT, label)]
+        counts = [max(1, int(len(group) * share + 0.5)) for share in shares] if len(group) > len(shares) else []
+        counts = [len(group) - sum(counts), *counts]
+        for piece, part in zip(pieces, torch.split(group, counts), strict=False):
+            piece.append(part)
+    return [torch.cat([rows[:0], *piece]).sort().values for piece in pieces]
+
+
+def _check_classes(dataset: DataSet, train: Tensor, pieces: int) -> None:
+    counts = torch.bincount(dataset.labels[train], minlength=len(dataset.classes))
+    small = int(counts.argmin())
+    if counts[small] < pieces:
+        raise UserError(
+            f"data: class '{dataset.classes[small]}' has {int(counts[small])} training images"
+            f" (allowed: at least {pieces}, one for train and one for each split that is cut from it)"
+        )
+
+
+def _check_budget(per_class: int, groups: dict[int, Tensor], classes: Sequence[str]) -> None:
+    small = min(groups, key=lambda label: len(groups[label]))
+    count = len(groups[small])
+    if per_class > count:
+        name = f"'{classes[small]}'" if classes else str(small)
+        raise UserError(
+            f"labels: {per_class} per class, but class {name} has only {count} training images"
+            f" (allowed: 1 to {count}, 1% to 100%, all)"
+        )

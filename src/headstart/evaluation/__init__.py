@@ -1,0 +1,1 @@
+"""What features are worth: linear probes, nearest neighbours and scores, without training a backbone."""

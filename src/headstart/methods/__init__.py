@@ -1,0 +1,56 @@
+"""The ways to pretrain, one paper per file. A new method is one file and one line here."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from headstart.contracts import Backbone, Method
+from headstart.errors import UserError, unknown
+from headstart.methods.simclr import SimCLR
+
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+}
+
+
+def find(name: str) -> type[Method]:
+    """Return the method of that name.
+
+    Raises:
+        UserError: there is none; the nearest right name is offered.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
+def hyper_parameters(method: type[Method]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only arguments of a method's constructor: they are the schema of ``method_args``."""
+    parameters = inspect.signature(method).parameters.values()
+    return {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def resolve(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all hyper-parameters of a method, those given checked against its signature.
+
+    Raises:
+        UserError: an argument that the method has not, or of another type.
+    """
+    schema = hyper_parameters(find(name))
+    for argument in arguments:
+        if argument not in schema:
+            raise unknown("method_args", argument, schema)
+    fields: dict[str, Any] = {key: (parameter.annotation, parameter.default) for key, parameter in schema.items()}
+    try:
+        model = create_model(name, __config__=ConfigDict(allow_inf_nan=False), **fields)(**arguments)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"method_args.{first['loc'][0]}: {first['msg'].lower()}, not {first['input']!r}") from None
+    return model.model_dump()
+
+
+def build(name: str, backbone: Backbone, arguments: Mapping[str, Any]) -> Method:
+    """Return a method around a backbone."""
+    return find(name)(backbone, **resolve(name, arguments))

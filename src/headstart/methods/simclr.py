@@ -1,0 +1,32 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel.
+
+Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020,
+arXiv:2002.05709.
+"""
+
+from typing import final
+
+from torch import Tensor
+
+from headstart.contracts import Backbone, Batch, Method
+from headstart.distributed import gather
+from headstart.losses.contrastive import nt_xent
+from headstart.nets import mlp
+
+
+@final
+class SimCLR(Method):
+    """SimCLR with the two-layer projector of the paper, whose hidden layer is as wide as the features."""
+
+    paper = "Chen et al. 2020, arXiv:2002.05709"
+    views = ("simclr", "simclr")
+
+    def __init__(self, backbone: Backbone, *, temperature: float = 0.2, projection_dim: int = 128) -> None:
+        super().__init__(backbone)
+        self.temperature = temperature  # 0.1 in the paper at batch 4096, 0.5 in its CIFAR-10 recipe (app. B.9)
+        self.projector = mlp([backbone.dim, backbone.dim, projection_dim])
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the NT-Xent loss of the two views (fig. 2 of the paper)."""
+        first, second = (gather(self.projector(self.backbone(view))) for view in batch.views)
+        return {"loss": nt_xent(first, second, temperature=self.temperature)}

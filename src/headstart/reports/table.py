@@ -1,0 +1,102 @@
+"""The scores of a study as plain text, for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+TRANSFERS = {
+    "probe": "Probe: linear model on the frozen backbone",
+    "head": "Head: trained head on the frozen backbone",
+    "finetune": "Finetune: all weights trained",
+}
+NOTHING = "–"
+LONGEST_NAME = 44
+
+Summary = Mapping[str, Any]
+Lines = Sequence[tuple[str, Sequence[str]]]  # a name and one cell per column
+
+
+def text_table(summary: Summary, width: int = 100) -> str:
+    """Return the scores by transfer, the verdict and the labels saved as text of at most ``width`` columns."""
+    names = [budget_name(labels, summary) for labels in budgets(summary)]
+    interval = f"{100 * summary['confidence']:g} % interval"
+    blocks = [
+        fill(f"{title}; {summary['score']} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width)
+        + "\n"
+        + _grid(names, _score_lines(summary, transfer), width)
+        for transfer, title in TRANSFERS.items()
+        if any(row["transfer"] == transfer for row in summary["scores"])
+    ]
+    verdict = [summary["verdict"]["headline"], *(f"- {detail}" for detail in summary["verdict"]["details"])]
+    blocks.append("Verdict\n" + "\n".join(fill(line, width, subsequent_indent="  ") for line in verdict))
+    saved = _saved_lines(summary)
+    if saved:
+        about = f"Labels saved: {summary['unit']} that the baseline needs for the same score ({interval})"
+        blocks.append(fill(about, width) + "\n" + _grid(names, saved, width))
+    return "\n\n".join(blocks) + "\n"
+
+
+def budgets(summary: Summary) -> dict[str, int]:
+    """Return the label budgets and how many labelled images each is, from few to many."""
+    ordered = sorted(summary["scores"], key=lambda row: (row["images"], row["labels"]))
+    return {row["labels"]: row["images"] for row in ordered}
+
+
+def budget_unit(summary: Summary) -> str:
+    """Return what the names of the budgets count."""
+    return "labels per class" if summary["unit"] == "labels per class" else "label budget"
+
+
+def budget_name(labels: str, summary: Summary) -> str:
+    """Return the short name of a budget: ``5`` if all are per class, else ``5/class``, ``20 %`` or ``all``."""
+    if labels.isdigit() and summary["unit"] != "labels per class":
+        return f"{labels}/class"
+    return labels.replace("%", " %")
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """Return a mean score in percent with half its interval, as in ``84.1 ± 2.3``; without the latter for one seed."""
+    mean = f"{100 * row['mean']:.1f}"
+    return mean if row["low"] is None else f"{mean} ± {50 * (row['high'] - row['low']):.1f}"
+
+
+def needed_text(row: Mapping[str, Any]) -> str:
+    """Return how many labels the baseline needs with the interval, as in ``62 (40 to > 500)``."""
+    certain = row["n"] < 2 or row["interval"] == row["text"]
+    return str(row["text"]) if certain else f"{row['text']} ({row['interval']})"
+
+
+def _score_lines(summary: Summary, transfer: str) -> Lines:
+    rows = [row for row in summary["scores"] if row["transfer"] == transfer]
+    found = {(row["arm"], row["labels"]): score_text(row) for row in rows}
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    return [(arm, [found.get((arm, labels), NOTHING) for labels in budgets(summary)]) for arm in arms]
+
+
+def _saved_lines(summary: Summary) -> Lines:
+    found: dict[str, dict[str, str]] = {}
+    for row in summary["labels_saved"]:
+        name = f"{row['arm']} {row['transfer']} vs {row['baseline']} {row['baseline_transfer']}"
+        found.setdefault(name, {})[row["labels"]] = needed_text(row)
+    return [(name, [cells.get(labels, NOTHING) for labels in budgets(summary)]) for name, cells in found.items()]
+
+
+def _grid(columns: Sequence[str], lines: Lines, width: int) -> str:
+    """Return aligned text; columns that do not fit go on in a further table below."""
+    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name, _ in lines]
+    first = max(map(len, names))
+    widths = [max(len(head), *(len(cells[i]) for _, cells in lines)) + 2 for i, head in enumerate(columns)]
+    parts: list[list[int]] = [[]]
+    for i, column in enumerate(widths):
+        if parts[-1] and first + sum(widths[j] for j in parts[-1]) + column > width:
+            parts.append([])
+        parts[-1].append(i)
+    tables = []
+    for part in parts:
+        head = " " * first + "".join(columns[i].rjust(widths[i]) for i in part)
+        body = [
+            name.ljust(first) + "".join(cells[i].rjust(widths[i]) for i in part)
+            for name, (_, cells) in zip(names, lines, strict=True)
+        ]
+        tables.append("\n".join([head, "─" * len(head), *body]))
+    return "\n\n".join(tables)

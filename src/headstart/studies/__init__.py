@@ -1,0 +1,1 @@
+"""Studies: from one file of settings to cells, runs, statistics and a verdict."""

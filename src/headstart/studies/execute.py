@@ -1,0 +1,148 @@
+"""Runs the cells of a study on this machine: those that are finished are skipped, those that fail do not stop others."""
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from headstart import runs
+from headstart.config import Finetune, Pretrain, Probe
+from headstart.data.index import DataSet
+from headstart.errors import UserError
+from headstart.progress import Track, say
+from headstart.studies.plan import Cell
+
+
+def error_file(folder: Path, cell_id: str) -> Path:
+    """Return where the traceback of a failed cell is kept."""
+    return folder / f"{cell_id}.error"
+
+
+def execute(cells: Sequence[Cell], folder: Path, *, workers: int, quiet: bool) -> dict[str, str]:
+    """Run every cell that is not finished, a cell after the one that it needs.
+
+    Args:
+        cells: of the study.
+        folder: a run folder is made in it for each cell, under the cell's id.
+        workers: processes that run cells at the same time.
+        quiet: show no progress.
+
+    Returns:
+        Why cells failed, by their ids, in one line each.
+    """
+    left = {cell.id: cell for cell in cells if runs.read_result(folder / cell.id) is None}
+    done = {cell.id for cell in cells} - left.keys()
+    failed: dict[str, str] = {}
+    with Track("study", len(cells), unit="cells", start=len(done), quiet=quiet) as track:
+        while left:
+            # A worker that is killed (out of memory, say) takes the pool with it: the cells it may have been at fail,
+            # a new pool goes on with the others.
+            with _pool(min(workers, len(left))) as pool:
+                try:
+                    _drain(pool, left, done, failed, folder, track)
+                except BrokenProcessPool:
+                    lost = [cell_id for cell_id in left if _begun(folder / cell_id)]
+                    for cell_id in lost or list(left):
+                        _fail(left.pop(cell_id), "a worker process was killed", failed, folder)
+    return failed
+
+
+def _drain(
+    pool: ProcessPoolExecutor,
+    left: dict[str, Cell],
+    done: set[str],
+    failed: dict[str, str],
+    folder: Path,
+    track: Track,
+) -> None:
+    """Hand cells to the pool as what they need is done, until none is left."""
+    running: dict[Future[str | None], str] = {}
+    while left:
+        for cell in [cell for cell in left.values() if cell.needs in failed]:
+            _fail(left.pop(cell.id), f"its pretraining {cell.needs} failed", failed, folder)
+            track.update()
+        ready = [cell for cell in left.values() if cell.needs is None or cell.needs in done]
+        for cell in ready:
+            if cell.id not in running.values():
+                running[pool.submit(run_cell, cell, folder)] = cell.id
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            cell_id = running.pop(future)
+            error = future.result()
+            cell = left.pop(cell_id)
+            if error is None:
+                done.add(cell_id)
+            else:
+                _fail(cell, error, failed, folder)
+            track.update(text=f"{cell.arm} {cell.kind}, seed {cell.seed} ")
+
+
+def _fail(cell: Cell, error: str, failed: dict[str, str], folder: Path) -> None:
+    failed[cell.id] = error
+    say(f"failed: {cell.arm} {cell.kind}, seed {cell.seed}: {error} ({error_file(folder, cell.id)})")
+
+
+def _begun(folder: Path) -> bool:
+    return (folder / runs.CONFIG).exists() and runs.read_result(folder) is None
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # The fork server imports torch once, and its children share that memory; it never runs it, so forking is safe.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["headstart.verbs.pretrain", "headstart.verbs.probe", "headstart.verbs.finetune"])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(workers,))
+
+
+def _start_worker(workers: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+
+def run_cell(cell: Cell, folder: Path) -> str | None:
+    """Run one cell in its folder and return None, or in one line why it failed; the folder has the traceback then."""
+    try:
+        _run(cell, folder)
+    except UserError as error:
+        return _note(error_file(folder, cell.id), str(error), str(error))
+    except Exception as error:  # a cell may fail in any way; the others go on
+        short = " ".join(f"{type(error).__name__}: {error}".split())
+        return _note(error_file(folder, cell.id), short, traceback.format_exc())
+    return None
+
+
+def _note(path: Path, short: str, long: str) -> str:
+    runs.write_text(path, long + "\n")
+    return short
+
+
+def _run(cell: Cell, folder: Path) -> None:
+    from headstart.verbs import finetune, pretrain, probe
+
+    out = folder / cell.id
+    error_file(folder, cell.id).unlink(missing_ok=True)
+    settings: Mapping[str, Any] = cell.settings
+    if cell.needs is not None:
+        settings = {**settings, "init": str(folder / cell.needs)}
+    data = _open(str(settings["data"]))
+    if cell.kind == "pretrain":
+        checked = pretrain.check(Pretrain.create(**settings))
+        pretrain.run_pretrain(checked, data, out, resume=True, overwrite=False, quiet=True)
+    elif cell.kind == "probe":
+        probe.run_probe(probe.check(Probe.create(**settings)), data, out, overwrite=out.exists(), quiet=True)
+    else:
+        trained = finetune.check(Finetune.create(**settings))
+        finetune.run_finetune(trained, data, out, resume=True, overwrite=False, quiet=True)
+
+
+@lru_cache(maxsize=2)
+def _open(data: str) -> DataSet:
+    """Return an opened data set; the cells that a worker runs after each other read the same images."""
+    from headstart.data.sources import open_data
+
+    return open_data(data)

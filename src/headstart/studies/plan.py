@@ -1,0 +1,137 @@
+"""From a study to its cells: a pure function."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from headstart.config import Finetune, Pretrain, Probe, Study, identity
+from headstart.errors import UserError
+
+Kind = Literal["pretrain", "probe", "head", "finetune"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        id: equal for equal settings and data, so that equal cells are run once and finished ones never again.
+        kind: a pretraining, or the transfer that it is.
+        arm: how the backbone was initialised.
+        seed: of the label subset and of everything random.
+        settings: of the verb, without ``init`` where ``needs`` names a cell.
+        needs: the pretraining cell whose backbone this one takes.
+        choice: the point of the grid that it stands for.
+    """
+
+    id: str
+    kind: Kind
+    arm: str
+    seed: int
+    settings: Mapping[str, Any]
+    needs: str | None = None
+    choice: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan(study: Study, fingerprint: str) -> list[Cell]:
+    """Return the cells of a study, pretrainings first; equal pretrainings are one cell.
+
+    Args:
+        study: with the image size resolved.
+        fingerprint: of the data, which enters every identity.
+
+    Raises:
+        UserError: a part of the study is not a setting of its verb.
+    """
+    cells: dict[str, Cell] = {}
+    for seed, (arm, start) in itertools.product(range(study.seeds), study.arms.items()):
+        for choice, pretraining in _pretrainings(study, arm, start, seed, fingerprint):
+            if pretraining is not None:
+                cells.setdefault(pretraining.id, pretraining)
+            init = pretraining.id if pretraining else str(start)
+            for cell in _transfers(study, arm, seed, init, choice, fingerprint, needs=pretraining is not None):
+                cells[cell.id] = cell
+    return sorted(cells.values(), key=lambda cell: cell.kind != "pretrain")
+
+
+def shared(study: Study) -> dict[str, Any]:
+    """Return the settings that every run of a study has in common."""
+    return {
+        "data": study.data,
+        "model": study.model,
+        "model_args": study.model_args,
+        "stem": study.stem,
+        "image_size": study.image_size,
+    }
+
+
+def _pretrainings(
+    study: Study, arm: str, start: Mapping[str, Any] | str | None, seed: int, fingerprint: str
+) -> Iterator[tuple[dict[str, Any], Cell | None]]:
+    """Yield the pretraining of an arm at every point of its grid, None for an arm that needs none."""
+    if not isinstance(start, Mapping):
+        yield {}, None
+        return
+    for choice in _grid(study, "pretrain"):
+        given = {**shared(study), **study.pretrain, **start, "seed": seed}
+        settings = _settings(Pretrain, f"arms.{arm}", _with(given, choice))
+        elsewhere = settings["data"] if settings["data"] != study.data else ""
+        cell_id = identity({"verb": "pretrain", **settings}, elsewhere, fingerprint)
+        yield choice, Cell(cell_id, "pretrain", arm, seed, settings, choice=choice)
+
+
+def _transfers(
+    study: Study, arm: str, seed: int, init: str, choice: Mapping[str, Any], fingerprint: str, *, needs: bool
+) -> Iterator[Cell]:
+    """Yield the cells in which a backbone meets labels: one probe for all budgets, one training for each."""
+    for transfer in study.transfers:
+        if transfer == "probe":
+            given = {**shared(study), "labels": study.labels, **study.probe, "seeds": [seed], "seed": seed}
+            settings = _settings(Probe, "probe", {**given, "init": init})
+            yield _cell("probe", arm, seed, settings, init, choice, fingerprint, needs=needs)
+            continue
+        for labels, more in itertools.product(study.labels, _grid(study, "finetune")):
+            given = {**shared(study), **study.finetune, "transfer": transfer, "labels": labels, "seed": seed}
+            settings = _settings(Finetune, "finetune", _with({**given, "init": init}, more))
+            chosen = {**choice, **more}
+            yield _cell(transfer, arm, seed, settings, init, chosen, fingerprint, needs=needs)
+
+
+def _cell(
+    kind: Kind,
+    arm: str,
+    seed: int,
+    settings: dict[str, Any],
+    init: str,
+    choice: Mapping[str, Any],
+    fingerprint: str,
+    *,
+    needs: bool,
+) -> Cell:
+    # The arm's name is part of it: two arms with equal settings are two rows of the report.
+    cell_id = identity({"verb": kind, "arm": arm, **settings}, fingerprint)
+    return Cell(cell_id, kind, arm, seed, settings, needs=init if needs else None, choice=choice)
+
+
+def _grid(study: Study, part: str) -> Iterator[dict[str, Any]]:
+    """Yield every point of the grid over one verb's settings; one empty point when there is no grid."""
+    names = [name for name in study.grid if name.startswith(f"{part}.")]
+    for values in itertools.product(*(study.grid[name] for name in names)):
+        yield dict(zip(names, values, strict=True))
+
+
+def _with(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted choices put in: ``pretrain.method_args.temperature`` goes one level down."""
+    changed = dict(settings)
+    for name, value in choice.items():
+        _, first, *rest = name.split(".")
+        changed[first] = {**changed.get(first, {}), rest[0]: value} if rest else value
+    return changed
+
+
+def _settings(kind: type[Pretrain | Finetune | Probe], where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return kind.create(**values).model_dump(mode="json")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -1,0 +1,176 @@
+"""The verb ``study``: every arm, transfer, label budget and seed, and the verdict."""
+
+import datetime
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from headstart import methods, runs
+from headstart.backbones import build
+from headstart.config import Pretrain, Study, signature
+from headstart.data import facts
+from headstart.data.index import DataSet
+from headstart.data.sources import open_data
+from headstart.data.splits import Splits, label_subset, split
+from headstart.errors import UserError
+from headstart.progress import say
+from headstart.reports.page import report
+from headstart.reports.table import text_table
+from headstart.studies.execute import execute
+from headstart.studies.plan import Cell, plan
+from headstart.studies.results import collect, to_csv
+from headstart.studies.statistics import summarise
+from headstart.training.machine import default_workers, device_name
+from headstart.verbs import parameters, resolve, start
+from headstart.verbs.result import Result
+
+SUMMARY, RESULTS, CELLS, STUDY = "summary.json", "results.csv", "cells", "study.yaml"
+
+
+def study(
+    file: str | Path | None = None,
+    *,
+    out: str | Path,
+    workers: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **given: Any,
+) -> Result:
+    """Run a study, or go on with it where it stopped, and write its report.
+
+    Args:
+        file: the YAML file of the study; settings given beside it win.
+        out: the folder of the study. Run again with the same settings, it repeats nothing that is finished.
+        workers: cells that run at the same time (none: one per GPU, else one per core for images of at most 64 px).
+        overwrite: replace the study that is in the folder.
+        quiet: show no progress.
+        **given: the settings of `headstart.config.Study`.
+
+    Raises:
+        UserError: one line that names the setting and what is allowed.
+    """
+    settings = Study.read(Path(file), **given) if file is not None else Study.create(**given)
+    return run_study(settings, Path(out), workers=workers, overwrite=overwrite, quiet=quiet)
+
+
+study.__signature__ = signature(Study, before=parameters.STUDY)  # type: ignore[attr-defined]
+
+
+def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: bool, quiet: bool) -> Result:
+    """Run a study with checked settings."""
+    settings = settings.updated(data=start.absolute(settings.data))
+    data = open_data(settings.data)
+    data.require_labels("data")
+    splits = split(data)
+    settings = settings.updated(image_size=resolve.image_size(settings.image_size, facts.native_size(data)))
+    cells = plan(settings, data.fingerprint)
+    check(settings, data, splits, cells)
+    run = _open_folder(settings, data, splits, folder, overwrite=overwrite)
+    if not quiet:
+        left = sum(runs.read_result(folder / CELLS / cell.id) is None for cell in cells)
+        say(f"{settings.name}: {data.count} images, {len(data.classes)} classes, {data.layout}")
+        say(f"{len(cells)} cells, {len(cells) - left} of them finished, in {folder}")
+    begin = time.monotonic()
+    try:
+        count = workers if workers is not None else default_workers(int(settings.image_size))
+        failed = execute(cells, folder / CELLS, workers=count, quiet=quiet)
+        return conclude(settings, data, splits, cells, failed, folder, time.monotonic() - begin)
+    finally:
+        run.release()
+
+
+def check(study: Study, data: DataSet, splits: Splits, cells: Sequence[Cell]) -> None:
+    """Raise the errors that cells would end with, before any of them runs: budgets, methods, models, weights."""
+    for labels in study.labels:
+        label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
+    size = int(study.image_size)
+    build(study.model, stem=study.stem, image_size=size, model_args=study.model_args)
+    for cell in cells:
+        if cell.kind == "pretrain":
+            methods.resolve(cell.settings["method"], cell.settings["method_args"])
+            resolve.augments(Pretrain.create(**cell.settings), methods.find(cell.settings["method"]).views)
+    for arm, init in study.arms.items():
+        if isinstance(init, str) and init != "none":
+            try:
+                start.initialise(
+                    init, model=study.model, model_args=study.model_args, stem=study.stem, image_size=size, seed=0
+                )
+            except UserError as error:
+                raise UserError(f"arms.{arm}: {error}") from None
+
+
+def conclude(
+    settings: Study,
+    data: DataSet,
+    splits: Splits,
+    cells: Sequence[Cell],
+    failed: Mapping[str, str],
+    folder: Path,
+    seconds: float,
+) -> Result:
+    """Write results.csv, summary.json and report.html from the finished cells.
+
+    Raises:
+        UserError: no evaluation of the baseline or of another arm was finished.
+    """
+    rows = collect(cells, folder / CELLS)
+    runs.write_text(folder / RESULTS, to_csv(rows))
+    chosen = [{**row, "score": row[settings.score]} for row in rows if row["chosen"]]
+    if not any(row["arm"] == settings.baseline for row in chosen) or len({row["arm"] for row in chosen}) < 2:
+        first = next(iter(failed.values()), "no cell was run")
+        raise UserError(f"study: too few cells were finished for a comparison; the first error: {first}")
+    environment = json.loads((folder / runs.ENVIRONMENT).read_text())
+    summary = {
+        **summarise(chosen, baseline=settings.baseline, score=settings.score, classes=len(data.classes)),
+        "name": settings.name,
+        "data": {
+            "name": data.name,
+            "images": data.count,
+            "classes": list(data.classes),
+            "train": len(splits.train),
+            "val": len(splits.val),
+            "test": len(splits.test),
+            "fingerprint": data.fingerprint,
+        },
+        "task": settings.task,
+        "model": settings.model,
+        "date": datetime.date.today().isoformat(),
+        "cells": {
+            "planned": len(cells),
+            "finished": sum(runs.read_result(folder / CELLS / cell.id) is not None for cell in cells),
+            "failed": [_failed(cell, failed[cell.id]) for cell in cells if cell.id in failed],
+        },
+        "unfinished": bool(failed),
+        "hardware": f"{environment['cores']} cores of {environment['processor']}, {environment['device']}",
+        "seconds": round(seconds, 1),
+    }
+    runs.write_text(folder / SUMMARY, json.dumps(summary, indent=1))
+    page = report(folder)
+    text = f"{text_table(summary)}\n\nreport: {page}"
+    return Result(folder, settings.model_dump(mode="json"), summary, text)
+
+
+def _failed(cell: Cell, error: str) -> dict[str, Any]:
+    labels = cell.settings.get("labels", "")
+    shown = labels if isinstance(labels, str) else ", ".join(labels)
+    return {"id": cell.id, "arm": cell.arm, "transfer": cell.kind, "labels": shown, "seed": cell.seed, "error": error}
+
+
+def _open_folder(settings: Study, data: DataSet, splits: Splits, folder: Path, *, overwrite: bool) -> runs.Run:
+    """Make or reopen the folder of a study.
+
+    Raises:
+        UserError: it holds another study, or something else.
+    """
+    stored = folder / STUDY
+    if stored.exists() and not overwrite and Study.read(stored) != settings:
+        before, now = Study.read(stored).model_dump(), settings.model_dump()
+        name = next(name for name in now if now[name] != before[name])
+        raise UserError(
+            f"{name}: differs from the study in {folder}, {before[name]!r} there (allowed: another out, or --overwrite)"
+        )
+    parts = {name: getattr(splits, name) for name in start.PARTS}
+    known = {"verb": "study", "device": device_name(), "data": facts.describe(data, parts)}
+    return runs.create(folder, settings, known, resume=stored.exists() and not overwrite, overwrite=overwrite, name=STUDY)

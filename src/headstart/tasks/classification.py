@@ -1,0 +1,53 @@
+"""Classification: one linear layer on the pooled features."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.contracts import Backbone, Batch, Objective
+
+
+@final
+class Classifier(Objective):
+    """A linear classifier on a backbone, frozen or not.
+
+    Args:
+        backbone: gives the features.
+        classes: number of classes.
+        freeze: train the head alone. The backbone then keeps the statistics of its normalisation too.
+        label_smoothing: share of the target spread evenly over all classes.
+    """
+
+    def __init__(self, backbone: Backbone, *, classes: int, freeze: bool = False, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.dim, classes)
+        self.freeze = freeze
+        self.label_smoothing = label_smoothing
+        backbone.requires_grad_(not freeze)
+        # As published weights are fine-tuned: the new head starts at no opinion, so its first gradients do not tear
+        # at the features before it has learned anything.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Switch to training, in which a frozen backbone stays as it is in evaluation."""
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return class logits ``[b classes]``."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            features = self.backbone(images)
+        return self.head(features)  # type: ignore[no-any-return]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the cross entropy, and the share of right answers."""
+        logits = self.logits(batch.views[0])
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        right = (logits.detach().argmax(1) == batch.labels).float().mean()
+        return {"loss": loss, "train_accuracy": right}

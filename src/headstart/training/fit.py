@@ -1,0 +1,100 @@
+"""The only training loop."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
+
+from headstart.contracts import Batch, Objective
+from headstart.errors import UserError
+from headstart.randomness import mix
+from headstart.training.optim import set_learning_rate
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one optimiser step.
+
+    Attributes:
+        step: number of steps taken since the start of the training, 1 after the first.
+        losses: the objective's named scalars, means over the step's parts.
+        learning_rate: the one used.
+        images: images seen, over all processes.
+        seconds: duration.
+        waited: seconds of it in which the loop waited for images.
+    """
+
+    step: int
+    losses: dict[str, float]
+    learning_rate: float
+    images: int
+    seconds: float
+    waited: float
+
+
+def fit(
+    objective: Objective,
+    batches: Iterator[Batch],
+    optimizer: Optimizer,
+    *,
+    fabric: Fabric,
+    learning_rates: Callable[[int], float],
+    start: int,
+    steps: int,
+    parts: int,
+    seed: int,
+) -> Iterator[Step]:
+    """Train from step ``start`` up to ``steps``, and yield after each step, when the caller may save or evaluate.
+
+    Args:
+        objective: gives the losses; set up by ``fabric``, as is the optimiser.
+        batches: ``parts`` batches per step, from the one of step ``start`` on.
+        optimizer: moves the weights.
+        fabric: device, precision and processes.
+        learning_rates: the learning rate of each step, 0 is the first.
+        start: steps taken already.
+        steps: steps in all.
+        parts: batches whose gradients one step adds up.
+        seed: of whatever the objective draws.
+
+    Raises:
+        NonFiniteLossError: names the step; the weights are those before it.
+    """
+    objective.train()
+    for step in range(start, steps):
+        begin, waited, images = time.perf_counter(), 0.0, 0
+        set_learning_rate([optimizer], learning_rates(step))
+        # dropout and the like: a function of seed and step, so that a resumed run draws what the first would have
+        torch.manual_seed(mix(seed, step, fabric.global_rank))
+        totals: dict[str, Tensor] = {}
+        for part in range(parts):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            images += len(batch.rows) * fabric.world_size
+            with fabric.no_backward_sync(objective, enabled=part < parts - 1):  # type: ignore[arg-type]
+                losses = objective(batch)
+                fabric.backward(losses["loss"] / parts)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / parts
+        means = {name: float(value) for name, value in totals.items()}
+        if not all(math.isfinite(value) for value in means.values()):
+            raise NonFiniteLossError(_explain(step + 1, means, learning_rates(step)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        objective.after_step((step + 1) / steps)
+        yield Step(step + 1, means, learning_rates(step), images, time.perf_counter() - begin, waited)
+
+
+def _explain(step: int, losses: dict[str, float], learning_rate: float) -> str:
+    broken = ", ".join(f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value))
+    return f"learning_rate: {broken} at step {step}, learning rate {learning_rate:.2g} (try a lower one, or fp32)"

@@ -1,0 +1,83 @@
+"""The device, the arithmetic and the processes of a training."""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from headstart.config import Auto
+from headstart.errors import UserError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def resolve_precision(precision: str) -> str:
+    """Return the arithmetic for `auto`: bf16 on a GPU that has it, else fp32.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
+    if precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision: fp16 needs a GPU (allowed here: auto, fp32, bf16)")
+    return precision
+
+
+def resolve_devices(devices: int | Auto) -> int:
+    """Return the number of processes for `auto`: one per GPU, else one.
+
+    Raises:
+        UserError: more GPUs than there are.
+    """
+    found = torch.cuda.device_count()
+    if devices == "auto":
+        return max(found, 1)
+    if found and devices > found:
+        raise UserError(f"devices: {devices} asked, this machine has {found} (allowed: 1 to {found}, auto)")
+    return devices
+
+
+def build_fabric(precision: str, devices: int) -> Fabric:
+    """Return Fabric with its processes launched; on more than one device this process is started once for each."""
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=_PRECISIONS[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def is_first_process() -> bool:
+    """Say whether this process is the one that the user started, rather than one of those it launched itself."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0
+
+
+def synchronised(module: ModuleT, fabric: Fabric) -> ModuleT:
+    """Return the module with batch statistics taken over all GPUs, as the papers do; CPU processes keep their own."""
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return, no-untyped-call]
+    return module
+
+
+def default_workers(image_size: int) -> int:
+    """Return how many trainings to run at the same time: one per GPU, else one per core while images are small.
+
+    A small image keeps only one core busy, so two trainings on two cores are nearly twice as fast as one after the other.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return os.cpu_count() or 1 if image_size <= 64 else 1
+
+
+def device_name() -> str:
+    """Return what trainings run on, for the record."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"no GPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,59 @@
+"""Optimisers with the exclusions of the papers, and the learning rate of every step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from timm.optim.lars import Lars
+from torch import nn
+
+
+def build_optimizer(module: nn.Module, name: str, *, weight_decay: float) -> torch.optim.Optimizer:
+    """Return SGD with momentum 0.9, LARS with momentum 0.9 and trust coefficient 0.001, or AdamW.
+
+    Biases and the weights of normalisations (tensors of one dimension) are neither decayed nor scaled by LARS
+    (SimCLR sec. 2.1 and BYOL sec. 3.2). The learning rate is set before every step by the loop.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # timm leaves out undecayed groups by itself, and would leave out all when the weight decay is 0
+    adapt = {"always_adapt": True} if name == "lars" else {}
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay, **adapt},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "lars":
+        return Lars(groups, lr=1.0, momentum=0.9, trust_coeff=0.001)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=1.0)
+    assert name == "sgd", name
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+
+def scale_learning_rate(base: float, batch_size: int, rule: str) -> float:
+    """Return the peak learning rate for a batch, given the one for a batch of 256.
+
+    >>> scale_learning_rate(0.1, 1024, "linear"), scale_learning_rate(0.1, 1024, "sqrt")
+    (0.4, 0.2)
+    """
+    share = batch_size / 256
+    return base * {"linear": share, "sqrt": math.sqrt(share), "none": 1.0}[rule]
+
+
+def learning_rate(step: int, *, steps: int, warmup: float, peak: float) -> float:
+    """Return the learning rate of a step (0 is the first): a linear rise to the peak, then half a cosine to 0.
+
+    >>> [round(learning_rate(step, steps=6, warmup=1 / 3, peak=1.0), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+    rise = round(warmup * steps)
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], value: float) -> None:
+    """Give all parameter groups one learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = value

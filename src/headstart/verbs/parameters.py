@@ -1,0 +1,35 @@
+"""The arguments of a verb that decide nothing: where it writes, what it reads its settings from."""
+
+from inspect import Parameter
+from pathlib import Path
+
+
+def _keyword(name: str, kind: object, default: object = Parameter.empty) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
+OUT = _keyword("out", Path)
+CONFIG = _keyword("config", Path | None, None)
+RESUME = _keyword("resume", bool, False)
+OVERWRITE = _keyword("overwrite", bool, False)
+QUIET = _keyword("quiet", bool, False)
+
+INIT = Parameter("init", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+PROBE = (INIT, _keyword("out", Path | None, None), CONFIG, OVERWRITE, QUIET)
+STUDY = (
+    Parameter("file", Parameter.POSITIONAL_OR_KEYWORD, annotation=Path | None, default=None),
+    OUT,
+    _keyword("workers", int | None, None),
+    OVERWRITE,
+    QUIET,
+)
+RUN = (OUT, CONFIG, RESUME, OVERWRITE, QUIET)
+DEMO = (
+    _keyword("data", str, "digits"),
+    _keyword("out", Path, Path("demo")),
+    _keyword("workers", int | None, None),
+    OVERWRITE,
+    QUIET,
+)
+REPORT = (Parameter("folder", Parameter.POSITIONAL_OR_KEYWORD, annotation=Path),)
+LIST = (Parameter("what", Parameter.POSITIONAL_OR_KEYWORD, annotation=str),)

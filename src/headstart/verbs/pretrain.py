@@ -1,0 +1,236 @@
+"""The verb ``pretrain``: from images without labels to a backbone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from headstart import methods, runs
+from headstart.backbones import build
+from headstart.config import Pretrain, signature
+from headstart.contracts import Method
+from headstart.data import facts
+from headstart.data.index import DataSet
+from headstart.data.loading import ViewLoader, images_at
+from headstart.data.sources import open_data
+from headstart.data.splits import split
+from headstart.progress import Track, say
+from headstart.randomness import mix
+from headstart.training import checkpoint
+from headstart.training.fit import fit
+from headstart.training.machine import (
+    build_fabric,
+    device_name,
+    is_first_process,
+    resolve_devices,
+    resolve_precision,
+    synchronised,
+)
+from headstart.training.optim import build_optimizer, learning_rate, scale_learning_rate
+from headstart.training.record import Recorder
+from headstart.verbs import figures, parameters, resolve, start
+from headstart.verbs.result import Result
+from headstart.views import preset
+
+
+def pretrain(
+    *,
+    out: str | Path,
+    config: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **given: Any,
+) -> Result:
+    """Pretrain a backbone on images without labels, and leave it in a run folder.
+
+    Args:
+        out: the run folder.
+        config: a YAML file of settings; those given win.
+        resume: go on with an interrupted run; a finished one is returned as it is.
+        overwrite: replace the run that is in the folder.
+        quiet: show no progress.
+        **given: the settings of `headstart.config.Pretrain`.
+
+    Raises:
+        UserError: one line that names the setting and what is allowed.
+    """
+    folder = Path(out)
+    settings = check(start.settings(Pretrain, given, config=config, out=folder, resume=resume))
+    if is_first_process():
+        runs.check_out(folder, resume=resume, overwrite=overwrite)
+    if resume and runs.read_result(folder) is not None:
+        return result(folder)
+    data = open_data(settings.data)
+    return run_pretrain(settings, data, folder, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+pretrain.__signature__ = signature(Pretrain, before=parameters.RUN)  # type: ignore[attr-defined]
+
+
+def check(settings: Pretrain) -> Pretrain:
+    """Return the settings with all that can be known before anything is loaded checked and resolved."""
+    if settings.views != "auto":
+        preset(settings.views)
+    return settings.updated(
+        method_args=methods.resolve(settings.method, settings.method_args),
+        precision=resolve_precision(settings.precision),
+        devices=resolve_devices(settings.devices),
+        data=start.absolute(settings.data),
+    )
+
+
+def pretraining_rows(data: DataSet, include: tuple[str, ...]) -> Tensor:
+    """Return the rows to pretrain on: training and unlabelled images, and the splits that the user includes."""
+    splits = split(data, needs_labels=False)
+    parts = [splits.train, splits.unlabelled, *(getattr(splits, name) for name in include)]
+    return torch.cat(parts).sort().values
+
+
+def resolve_settings(settings: Pretrain, data: DataSet) -> Pretrain:
+    """Return checked settings in which nothing is `auto` any more that decides the result."""
+    size = resolve.image_size(settings.image_size, facts.native_size(data))
+    return resolve.pretrain(settings, len(pretraining_rows(data, settings.include)), size)
+
+
+def run_pretrain(
+    settings: Pretrain, data: DataSet, folder: Path, *, resume: bool, overwrite: bool, quiet: bool
+) -> Result:
+    """Pretrain on an opened data set with checked settings."""
+    settings = resolve_settings(settings, data)
+    rows = pretraining_rows(data, settings.include)
+    torch.manual_seed(mix(settings.seed))
+    size = int(settings.image_size)
+    backbone = build(settings.model, stem=settings.stem, image_size=size, model_args=settings.model_args)
+    method = methods.build(settings.method, backbone, settings.method_args)
+    fabric = build_fabric(settings.precision, int(settings.devices))
+    run = None
+    if fabric.is_global_zero:
+        known = {"verb": "pretrain", "device": device_name(), "data": facts.describe(data, {"pretrain": rows})}
+        run = runs.create(folder, settings, known, resume=resume, overwrite=overwrite)
+        if not quiet:
+            _announce(settings, data, len(rows), folder)
+        _draw_views(run, settings, data, rows, method)
+    try:
+        took = _train(settings, data, rows, method, fabric, run, start.last_checkpoint(folder, resume), quiet)
+        if run is not None:
+            _hand_over(run, settings, method, took)
+    finally:
+        if run is not None:
+            run.release()
+    fabric.barrier()
+    return result(folder)
+
+
+def _train(
+    settings: Pretrain,
+    data: DataSet,
+    rows: Tensor,
+    method: Method,
+    fabric: Fabric,
+    run: runs.Run | None,
+    last: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Train to the end from the last checkpoint, if there is one, and return what it took."""
+    batch_size, size = int(settings.batch_size), int(settings.image_size)
+    epoch_steps = len(rows) // batch_size
+    steps = int(settings.epochs) * epoch_steps
+    optimizer = build_optimizer(method, settings.optimizer, weight_decay=settings.weight_decay)
+    trained, set_up = fabric.setup(synchronised(method, fabric), optimizer)
+    first = 0
+    if last is not None:
+        first = checkpoint.restore(checkpoint.read(last, "resume"), objective=method, optimizer=optimizer)
+    loader = ViewLoader(
+        dataset=data,
+        rows=rows,
+        augments=resolve.augments(settings, method.views),
+        image_size=size,
+        batch_size=batch_size,
+        parts=settings.accumulate,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        seed=settings.seed,
+        start=first,
+        stop=steps,
+        workers=resolve.workers(settings.workers),
+        device=fabric.device,
+    )
+    peak = scale_learning_rate(float(settings.learning_rate), batch_size, settings.learning_rate_scaling)
+    show = Track("pretrain", steps * batch_size, unit="images", start=first * batch_size, quiet=quiet or run is None)
+    with show as track:
+        recorder = Recorder(
+            run, track, fabric, first=first, steps=steps, epoch_steps=epoch_steps, minutes=settings.checkpoint_every
+        )
+        for step in fit(
+            trained,
+            iter(loader),
+            set_up,
+            fabric=fabric,
+            learning_rates=lambda step: learning_rate(step, steps=steps, warmup=settings.warmup, peak=peak),
+            start=first,
+            steps=steps,
+            parts=settings.accumulate,
+            seed=settings.seed,
+        ):
+            recorder.record(step)
+            if recorder.checkpoint_due(step):
+                recorder.save(step, method, optimizer)
+    return {**recorder.facts(), "unreadable_images": dict(loader.bad)}
+
+
+def _draw_views(run: runs.Run, settings: Pretrain, data: DataSet, rows: Tensor, method: Method) -> None:
+    """Draw eight images beside their views of the first step, so that one sees what the method will see."""
+    size, count = int(settings.image_size), min(8, int(settings.batch_size))
+    augments = resolve.augments(settings, method.views)
+    loader = ViewLoader(
+        dataset=data,
+        rows=rows,
+        augments=augments,
+        image_size=size,
+        batch_size=int(settings.batch_size),
+        seed=settings.seed,
+        stop=1,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    batch = next(iter(loader))
+    plain = next(iter(images_at(data, batch.rows[:count], size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))))
+    columns = [plain.views[0], *(view[:count] for view in batch.views)]
+    pictures = [[column[image].permute(1, 2, 0).numpy() for column in columns] for image in range(len(plain.rows))]
+    titles = ["image", *(f"view {number}" for number in range(1, len(columns)))]
+    figures.view_sheet(run.folder / "plots" / "views.png", pictures, titles)
+
+
+def _hand_over(run: runs.Run, settings: Pretrain, method: Method, took: Mapping[str, Any]) -> None:
+    """Write what the run leaves behind: weights under their library's names, plots, and last of all the result."""
+    start.save_weights(run.folder / runs.BACKBONE, method.backbone.net)
+    start.save_weights(run.folder / runs.HEAD, method.projector)
+    metrics = runs.read_metrics(run.folder)
+    figures.curves(run.folder / "plots" / "curves.png", metrics, {"loss": ["loss"], "learning rate": ["learning_rate"]})
+    run.finish(settings, {"loss": metrics[-1]["loss"]}, **took)
+
+
+def _announce(settings: Pretrain, data: DataSet, count: int, folder: Path) -> None:
+    say(f"{data.name}: {count} of {data.count} images, {data.layout}")
+    for bad in data.bad:
+        say(f"left out {bad.path}: {bad.reason}")
+    say(
+        f"{settings.method} on {settings.model} ({settings.stem} stem) at {settings.image_size} px, "
+        f"views {settings.views}, {settings.epochs} epochs of batch {settings.batch_size}, "
+        f"{settings.optimizer} at {settings.learning_rate} "
+        f"({settings.learning_rate_scaling} in batch / 256), {settings.precision}; "
+        f"all settings in {folder / runs.CONFIG}"
+    )
+
+
+def result(folder: Path) -> Result:
+    """Return what a finished run in a folder left behind."""
+    found = runs.read_result(folder)
+    assert found is not None
+    rate = f"{found['images_per_second']:,.0f} images/s, " if found["images_per_second"] else ""
+    text = f"loss {found['scores']['loss']:.4f} at the last step, {rate}backbone in {folder / runs.BACKBONE}"
+    return Result(folder, found["config"], found["scores"], text)

@@ -1,0 +1,199 @@
+"""The verb ``probe``: what frozen features are worth, by kNN and a linear classifier, at several label budgets."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headstart import runs
+from headstart.config import Probe, identity, signature
+from headstart.contracts import Backbone
+from headstart.data import facts
+from headstart.data.index import DataSet
+from headstart.data.loading import images_at
+from headstart.data.sources import open_data
+from headstart.data.splits import Splits, label_subset, parse_budget, split
+from headstart.evaluation.features import Extracted, cached, extract, hash_weights
+from headstart.evaluation.knn import knn_predict
+from headstart.evaluation.linear import probe as probe_linear
+from headstart.evaluation.scores import classification_scores, confusion
+from headstart.progress import say
+from headstart.training.machine import resolve_precision
+from headstart.verbs import parameters, resolve, start
+from headstart.verbs.result import Result, mean_and_spread, table
+
+
+def probe(
+    init: str | Path,
+    *,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **given: Any,
+) -> Result:
+    """Score a frozen backbone: weighted kNN and a linear classifier at each label budget, for each seed.
+
+    The penalty of the linear classifier is chosen on validation images; test images are scored once.
+
+    Args:
+        init: a RUN, a weights file, a published torchvision/ or timm/ name, or none for random features.
+        out: the folder to keep the scores in; a RUN keeps them in itself under probes/.
+        config: a YAML file of settings; those given win.
+        overwrite: replace the scores that are in the folder.
+        quiet: say nothing.
+        **given: the settings of `headstart.config.Probe`.
+
+    Raises:
+        UserError: one line that names the setting and what is allowed.
+    """
+    settings = start.settings(Probe, {**given, "init": str(init)}, config=config, out=None, resume=False)
+    settings = check(settings)
+    data = open_data(settings.data)
+    folder = Path(out) if out is not None else None
+    if folder is None and settings.init != "none" and Path(settings.init).is_dir():
+        folder = Path(settings.init) / "probes" / identity(settings.model_dump(mode="json"), data.fingerprint)
+        overwrite = True  # the name says that the settings and the data are the same
+    return run_probe(settings, data, folder, overwrite=overwrite, quiet=quiet)
+
+
+probe.__signature__ = signature(Probe, before=parameters.PROBE)  # type: ignore[attr-defined]
+
+
+def check(settings: Probe) -> Probe:
+    """Return the settings with all that can be known before anything is loaded checked and resolved."""
+    for budget in settings.labels:
+        parse_budget(budget)
+    if settings.init != "none":
+        start.run_settings(settings.init)
+    return settings.updated(
+        precision=resolve_precision(settings.precision),
+        data=start.absolute(settings.data),
+        init=start.absolute(settings.init),
+    )
+
+
+def run_probe(settings: Probe, data: DataSet, folder: Path | None, *, overwrite: bool, quiet: bool) -> Result:
+    """Probe on an opened data set with checked settings."""
+    data.require_labels("data")
+    splits = split(data)
+    seeds = tuple(range(settings.seeds)) if isinstance(settings.seeds, int) else settings.seeds
+    # budgets that the data cannot fill are refused before the features are computed
+    subsets = {
+        (labels, seed): label_subset(data.labels, splits.train, labels, seed, classes=data.classes)
+        for labels in settings.labels
+        for seed in seeds
+    }
+    size = start.image_size(settings.init, settings.image_size, data)
+    begun = start.initialise(
+        settings.init,
+        model=settings.model,
+        model_args=settings.model_args,
+        stem=settings.stem,
+        image_size=size,
+        seed=settings.seed,
+    )
+    if begun.matched is not None and not quiet:
+        say(begun.matched.describe())
+    settings = settings.updated(model=begun.model, model_args=begun.model_args, stem=begun.stem, image_size=size)
+    features = _features(settings, begun.backbone, data, splits)
+    scores = _score(settings, data, features, subsets)
+    if folder is not None:
+        known = {"verb": "probe", "data": facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})}
+        run = runs.create(folder, settings, known, resume=False, overwrite=overwrite)
+        runs.write_text(folder / "scores.csv", _csv(scores))
+        run.finish(settings, {"rows": scores})
+    return Result(folder, settings.model_dump(mode="json"), {"rows": scores}, _text(scores, settings, folder))
+
+
+def _features(settings: Probe, backbone: Backbone, data: DataSet, splits: Splits) -> dict[str, Extracted]:
+    """Return the features of each split; a RUN keeps them, so that its next probe need not compute them again."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = int(settings.image_size)
+    place = Path(settings.init) / "features" if Path(settings.init).is_dir() else None
+    found = {}
+    for part in start.PARTS:
+        rows = getattr(splits, part)
+        name = identity(
+            {"weights": hash_weights(backbone), "size": size, "precision": settings.precision, "part": part}
+        )
+        path = place / f"{data.fingerprint}-{name}.safetensors" if place is not None else None
+
+        def compute(rows: Tensor = rows) -> Extracted:
+            batches = images_at(
+                data,
+                rows,
+                size,
+                batch_size=settings.batch_size,
+                workers=resolve.workers(settings.workers),
+                device=device,
+            )
+            return extract(backbone, batches, device=device, precision=settings.precision)
+
+        found[part] = cached(path, compute)
+    return found
+
+
+def _score(
+    settings: Probe, data: DataSet, features: dict[str, Extracted], subsets: dict[tuple[str, int], Tensor]
+) -> list[dict[str, Any]]:
+    """Return one row of scores per label budget and seed."""
+    labels = {part: data.labels[found.rows] for part, found in features.items()}
+    train, test, classes = features["train"].features, features["test"].features, len(data.classes)
+    # subsets name rows of the data set, the solver wants rows of the training features
+    chosen = [torch.isin(features["train"].rows, rows).nonzero().squeeze(1) for rows in subsets.values()]
+    penalties = torch.tensor(settings.penalties, dtype=torch.float64)
+    solved = probe_linear(
+        train,
+        labels["train"],
+        features["val"].features,
+        labels["val"],
+        test,
+        labels["test"],
+        chosen,
+        penalties,
+        classes,
+    )
+    found = []
+    for (budget, seed), rows, score in zip(subsets, chosen, solved, strict=True):
+        bank, answers = train[rows], labels["train"][rows]
+        neighbours = {}
+        for k in settings.neighbours:
+            predicted = knn_predict(bank, answers, test, classes, k)
+            neighbours[f"knn{k}_accuracy"] = float((predicted == labels["test"]).double().mean())
+        found.append(
+            {
+                "labels": budget,
+                "images": len(rows),
+                "seed": seed,
+                **classification_scores(confusion(labels["test"], score.predictions, classes)),
+                **neighbours,
+                "val_accuracy": score.val_accuracy,
+                "penalty": score.penalty,
+            }
+        )
+    return found
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _text(rows: list[dict[str, Any]], settings: Probe, folder: Path | None) -> str:
+    names = {"accuracy": "linear", **{f"knn{k}_accuracy": f"kNN, k = {k}" for k in settings.neighbours}}
+    lines = []
+    for labels in settings.labels:
+        of_budget = [row for row in rows if row["labels"] == labels]
+        cells = [mean_and_spread([row[name] for row in of_budget]) for name in names]
+        lines.append([labels, str(of_budget[0]["images"]), *cells])
+    seeds = len({row["seed"] for row in rows})
+    head = f"test accuracy in %, mean ± standard deviation over {seeds} label subset{'s' if seeds > 1 else ''}"
+    kept = f"\nscores in {folder / 'scores.csv'}" if folder is not None else ""
+    return f"{head}\n{table(['labels', 'images', *names.values()], lines)}{kept}"

@@ -1,0 +1,102 @@
+"""What `auto` means: pure functions from settings and facts of the data to values, which are printed and recorded."""
+
+import math
+import os
+
+from headstart.backbones import stems
+from headstart.backbones.stems import LARGEST_SMALL_IMAGE
+from headstart.config import Auto, Finetune, Pretrain, Training
+from headstart.errors import UserError
+from headstart.views import Augment, preset
+
+
+def image_size(asked: int | Auto, native: int) -> int:
+    """Return the side of the images: as asked, else their own up to 64 px, else at most 224 in steps of 32.
+
+    >>> image_size("auto", 32), image_size("auto", 150), image_size("auto", 1000), image_size(96, 1000)
+    (32, 128, 224, 96)
+    """
+    if asked != "auto":
+        return asked
+    return native if native <= LARGEST_SMALL_IMAGE else min(224, native // 32 * 32)
+
+
+def views(asked: str, wanted: str, data: str, size: int) -> str:
+    """Return the name of a preset: as asked, else the form of the wanted one that fits the images.
+
+    >>> views("auto", "simclr", "pets", 32), views("auto", "simclr", "pets", 224), views("auto", "simclr", "digits", 8)
+    ('simclr-small', 'simclr', 'digits')
+    """
+    if asked != "auto":
+        preset(asked)
+        return asked
+    if data == "digits":
+        return "digits"
+    return "simclr-small" if wanted == "simclr" and size <= LARGEST_SMALL_IMAGE else wanted
+
+
+def workers(asked: int | Auto) -> int:
+    """Return the number of decoding processes: as asked, else one per core beside this process, at most 8."""
+    return max(0, min(8, (os.cpu_count() or 1) - 1)) if asked == "auto" else asked
+
+
+def batch_size(settings: Training, count: int, most: int) -> int:
+    """Return the batch: as asked, else the largest that the data fill and the parts divide, at most ``most``.
+
+    Raises:
+        UserError: it is larger than the data.
+    """
+    if settings.batch_size != "auto":
+        if settings.batch_size > count:
+            raise UserError(
+                f"batch_size: {settings.batch_size} is larger than the {count} images (allowed: 2 to {count}, auto)"
+            )
+        return settings.batch_size
+    return max(min(most, count) // settings.accumulate, 1) * settings.accumulate
+
+
+def pretrain(settings: Pretrain, count: int, size: int) -> Pretrain:
+    """Return settings in which nothing about the training is `auto` any more.
+
+    Args:
+        settings: as the user gave them.
+        count: images to pretrain on.
+        size: side of the images in pixels.
+
+    Raises:
+        UserError: the batch is larger than the data.
+    """
+    batch = batch_size(settings, count, 256)
+    if batch < 2 * settings.accumulate:
+        raise UserError(f"data: {count} images are too few to compare with each other (allowed: 2 or more)")
+    rates = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
+    return settings.updated(
+        image_size=size,
+        stem=stems.resolve(settings.stem, size),
+        batch_size=batch,
+        epochs=200 if settings.epochs == "auto" else settings.epochs,
+        learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
+    )
+
+
+def finetune(settings: Finetune, count: int, size: int) -> Finetune:
+    """Return settings in which nothing about the training is `auto` any more.
+
+    Epochs are 50, or as many as make ``min_steps`` optimiser steps from few labels.
+    """
+    batch = batch_size(settings, count, 64)
+    epochs = max(50, math.ceil(settings.min_steps / (count // batch)))
+    rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
+    return settings.updated(
+        image_size=size,
+        views=views(settings.views, "standard", settings.data, size),
+        batch_size=batch,
+        epochs=epochs if settings.epochs == "auto" else settings.epochs,
+        learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
+    )
+
+
+def augments(settings: Pretrain, wanted: tuple[str, ...]) -> tuple[Augment, ...]:
+    """Return the augmentation of each view that a method wants, given resolved settings."""
+    size = int(settings.image_size)
+    return tuple(preset(views(settings.views, name, settings.data, size)) for name in wanted)

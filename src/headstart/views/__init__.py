@@ -1,0 +1,18 @@
+"""Views: what an augmentation is, and how it is applied to whole batches with parameters drawn per image."""
+
+from headstart.views.augment import PRESETS, Augment, Blur, Jitter, Key, preset
+from headstart.views.geometry import crop_boxes, crop_one
+from headstart.views.rendering import finish, render
+
+__all__ = [
+    "Augment",
+    "Blur",
+    "Jitter",
+    "Key",
+    "PRESETS",
+    "preset",
+    "render",
+    "finish",
+    "crop_boxes",
+    "crop_one",
+]
