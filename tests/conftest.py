@@ -13,6 +13,7 @@ from PIL import Image
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that train for minutes, too")
+    parser.addoption("--rewrite-golden", action="store_true", help="record the traces in tests/golden anew")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

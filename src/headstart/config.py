@@ -34,6 +34,7 @@ def _text(value: object) -> object:
 
 
 Budget = Annotated[str, BeforeValidator(_text)]
+Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
 Budgets = Annotated[tuple[Budget, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
@@ -78,6 +79,8 @@ class Training(Settings):
 
     data: str
     """DATA: a folder, or the name of a known data set."""
+    limit: Annotated[int, Field(ge=2)] | None = None
+    """Use at most this many images, of every class and split its share (none: all)."""
     model: str = "torchvision/resnet18"
     """MODEL: torchvision/NAME or timm/NAME."""
     model_args: dict[str, Any] = {}
@@ -86,7 +89,7 @@ class Training(Settings):
     """First layers: small keeps small images large (auto: small at 64 px and below)."""
     image_size: Positive | Auto = "auto"
     """Height and width in pixels of what the backbone sees (auto: the images' own up to 64, else at most 224)."""
-    epochs: Positive | Auto = "auto"
+    epochs: Positive
     """Passes over the training images."""
     batch_size: Positive | Auto = "auto"
     """Images per optimiser step, over all devices."""
@@ -129,10 +132,10 @@ class Pretrain(Training):
     """Arguments of the method."""
     views: str = "auto"
     """Augmentation preset of every view (auto: what the method asks for, in the form that fits the image size)."""
-    include: tuple[Literal["val", "test"], ...] = ()
+    include: Annotated[tuple[Literal["val", "test"], ...], BeforeValidator(_listed)] = ()
     """Splits to pretrain on beside the training and unlabelled images; test images enter only when asked for."""
-    epochs: Positive | Auto = 200
-    """Passes over the training images (auto: 200)."""
+    epochs: Positive = 200
+    """Passes over the training images."""
 
 
 class Finetune(Training):
@@ -142,6 +145,8 @@ class Finetune(Training):
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
     task: Literal["classify"] = "classify"
     """What is learned from the labels."""
+    batch_size: Positive | Auto = "auto"
+    """Images per optimiser step, over all devices (auto: 64); never more than there are labelled images."""
     model: str | Auto = "auto"
     """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's, else torchvision/resnet18)."""
     transfer: Literal["head", "finetune"] = "finetune"
@@ -158,8 +163,10 @@ class Finetune(Training):
     """Weight decay."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the target spread evenly over all classes."""
+    epochs: Positive = 50
+    """Passes over the labelled images."""
     min_steps: Positive = 400
-    """Optimiser steps that epochs = auto makes at least, however few the labels."""
+    """Optimiser steps that are made at least, however few the labels."""
     evaluations: Positive = 20
     """Evenly spaced looks at the validation images; the best of them gives the weights that are kept."""
     patience: Positive | None = None
@@ -173,6 +180,8 @@ class Probe(Settings):
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
     data: str
     """DATA with labels: class folders, or the name of a known data set."""
+    limit: Annotated[int, Field(ge=2)] | None = None
+    """Use at most this many images, of every class and split its share (none: all)."""
     model: str | Auto = "auto"
     """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's)."""
     model_args: dict[str, Any] = {}
@@ -185,9 +194,9 @@ class Probe(Settings):
     """Label budgets, each a number per class, a share such as 20%, or all."""
     seeds: Positive | tuple[int, ...] = 5
     """Number of label subsets, or the seeds themselves."""
-    neighbours: tuple[Positive, ...] = (200, 20)
+    neighbours: Annotated[tuple[Positive, ...], BeforeValidator(_listed), Field(min_length=1)] = (200, 20)
     """The k of the weighted kNN classifiers, temperature 0.1."""
-    penalties: tuple[Annotated[float, Field(gt=0)], ...] = tuple(10.0**power for power in range(-4, 5))
+    penalties: Penalties = tuple(10.0**power for power in range(-4, 5))
     """Values of C = 1 / penalty to choose from on the validation images."""
     batch_size: Positive = 256
     """Images per forward pass; decides nothing but speed."""
@@ -206,6 +215,8 @@ class Study(Settings):
     """What the report is called."""
     data: str
     """DATA with labels."""
+    limit: Annotated[int, Field(ge=2)] | None = None
+    """Use at most this many images, of every class and split its share (none: all)."""
     task: Literal["classify"] = "classify"
     """What is learned from the labels."""
     model: str = "torchvision/resnet18"

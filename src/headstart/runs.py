@@ -94,7 +94,9 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"out: {out} is not empty (allowed: a new or empty folder, --resume or --overwrite)")
 
 
-def create(out: Path, settings: Settings, facts: Mapping[str, Any], *, resume: bool, overwrite: bool, name: str = CONFIG) -> Run:
+def create(
+    out: Path, settings: Settings, facts: Mapping[str, Any], *, resume: bool, overwrite: bool, name: str = CONFIG
+) -> Run:
     """Make or reopen a run folder with its settings (``name``) and environment.json, and lock it.
 
     Raises:

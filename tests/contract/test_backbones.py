@@ -204,7 +204,6 @@ def test_list_models_holds_both_libraries():
         ("timm/resnet18.a1_in2k", "did you mean 'timm/resnet18.a1_in1k'"),
         ("resnet18", "^model: unknown 'resnet18'"),
         ("torchvision/vgg16", r"gives no feature maps here \(allowed of torchvision: resnet\*"),
-        ("timm/vitamin_small_224", "vitamin_small_224 gives no feature maps"),
     ],
 )
 def test_unusable_models_are_refused_in_one_line(model, message):
@@ -212,6 +211,12 @@ def test_unusable_models_are_refused_in_one_line(model, message):
         build(model, image_size=32)
     assert str(caught.value).startswith("model: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_timm_model_without_intermediates_is_refused(monkeypatch):
+    monkeypatch.setattr("headstart.backbones.timm.create", lambda name, arguments: nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"^model: timm/test_resnet gives no feature maps"):
+        build("timm/test_resnet", image_size=32)
 
 
 @pytest.mark.parametrize("model", ["torchvision/resnet18", "timm/test_resnet", "timm/test_vit"])

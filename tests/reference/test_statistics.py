@@ -269,7 +269,7 @@ BETTER, WORSE, SAME = "better", "worse", "no difference"
         ),
         (
             compared({"5": BETTER}) + compared({"5": BETTER}, "byol", gain=0.081) + compared({"5": SAME}, "moco"),
-            "simclr + finetune and byol + finetune beat training from scratch at one label budget or more, while "
+            "simclr + finetune and byol + finetune beat training from scratch in at least one comparison, while "
             "moco + finetune did not; the largest gain is that of byol at 5 labels per class, +8.1 points, "
             "95 % interval 5.1 to 11.1.",
         ),

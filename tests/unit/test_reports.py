@@ -12,7 +12,7 @@ from PIL import Image
 
 from headstart.errors import UserError
 from headstart.reports.figures import curve_figures, panels, save_curves_png, styles
-from headstart.reports.page import key_facts, write_report
+from headstart.reports.page import key_facts, report
 from headstart.reports.table import text_table
 from headstart.studies.statistics import summarise
 
@@ -169,7 +169,7 @@ def test_the_picture_is_a_picture(tmp_path, seeds):
 
 def test_the_page_is_self_contained_and_escaped(tmp_path):
     summary = make_study(tmp_path)
-    path = write_report(tmp_path)
+    path = report(tmp_path)
     assert path == tmp_path / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
@@ -192,7 +192,7 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
 
 def test_hostile_arms_cannot_leave_their_place(tmp_path):
     make_study(tmp_path, arms=("scratch", HOSTILE))
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    page = Page(report(tmp_path).read_text(encoding="utf-8"))
     assert len(page.scripts) == 3
     names = [trace.get("name", "") for figure in json.loads(page.scripts[1]).values() for trace in figure["data"]]
     assert not any("<" in name for name in names)  # plotly reads tags in names
@@ -205,7 +205,7 @@ def test_pages_of_small_and_large_studies(tmp_path, seeds, transfers):
     make_study(tmp_path, seeds=seeds, transfers=transfers, budgets=MIXED)
     for optional in ("study.yaml", "environment.json", "results.csv"):
         (tmp_path / optional).unlink()
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    page = Page(report(tmp_path).read_text(encoding="utf-8"))
     assert len(json.loads(page.scripts[1])) == len(transfers)
     assert ("unknown (one seed)" in page.text) == (seeds == 1)
 
@@ -215,7 +215,7 @@ def test_failed_cells_are_shown(tmp_path):
     failed = {"id": "ab12", "arm": "simclr", "transfer": "finetune", "labels": "5", "seed": 2, "error": "loss is nan"}
     summary |= {"unfinished": True, "cells": {"planned": 40, "finished": 36, "failed": [failed]}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
-    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    text = Page(report(tmp_path).read_text(encoding="utf-8")).text
     assert "Failed cells" in text
     assert "loss is nan" in text
     assert "36 of 40 cells" in text
@@ -236,10 +236,10 @@ def test_an_older_page_is_replaced_and_survives_a_failure(tmp_path):
     (tmp_path / "report.html").write_text("old")
     (tmp_path / "environment.json").write_text("{broken")
     with pytest.raises(UserError, match=r"environment\.json"):
-        write_report(tmp_path)
+        report(tmp_path)
     assert (tmp_path / "report.html").read_text() == "old"
     (tmp_path / "environment.json").unlink()
-    assert write_report(tmp_path).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert report(tmp_path).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "study.yaml", "results.csv", "report.html"}
 
 
@@ -256,5 +256,5 @@ def test_what_is_no_study_is_refused_in_one_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        write_report(tmp_path)
+        report(tmp_path)
     assert "\n" not in str(caught.value)

@@ -48,14 +48,16 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
         with torch.device("meta"):  # no memory, no random numbers: only to see what the class takes
             draft = create(name, model_args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"model_args: timm/{name} does not take them: {error}") from error
+        raise UserError(f"model_args: timm/{name} does not take them: {' '.join(str(error).split())}") from error
     if not hasattr(draft, "forward_intermediates"):
         raise UserError(f"model: timm/{name} gives no feature maps (allowed: models with forward_intermediates)")
     arguments = {**size_arguments(draft, stem, image_size), **model_args}
     try:
         net = create(name, arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"image_size: timm/{name} does not take {image_size} pixels: {error}") from error
+        raise UserError(
+            f"image_size: timm/{name} does not take {image_size} pixels: {' '.join(str(error).split())}"
+        ) from error
     strides = [int(level["reduction"]) for level in levels(net)]
     if stem == "small" and "patch_size" not in arguments:
         stems.shrink(net, early_modules(net, name))

@@ -83,9 +83,9 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
     if name not in list_models():
         raise not_supported(name)
     try:
-        net = torchvision.models.get_model(name, **{"weights": None, **model_args})
+        net = torchvision.models.get_model(name, weights=None, **model_args)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model_args: torchvision/{name} does not take them: {error}") from error
+        raise UserError(f"model_args: torchvision/{name} does not take them: {' '.join(str(error).split())}") from error
     return ResidualBackbone(net, stem) if name.startswith(RESIDUAL) else SequentialBackbone(net, stem)
 
 

@@ -116,9 +116,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint torch's reader fails in any way
-        raise UserError(
-            f"init: {path} is damaged or holds more than tensors (allowed: what weights_only reads)"
-        ) from error
+        raise UserError(f"init: {path} is damaged or holds more than tensors (allowed: a state_dict)") from error
     return only_tensors(content, path)
 
 

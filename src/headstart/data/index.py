@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -67,6 +67,12 @@ class DataSet:
     def count(self) -> int:
         """How many images there are."""
         return int(self.index.num_rows)
+
+    def take(self, rows: Tensor) -> "DataSet":
+        """Return the data set of some of the rows, int64 ``[n]`` ascending, with a fingerprint of its own."""
+        chosen = hashlib.sha256(f"{self.fingerprint} {rows.tolist()}".encode()).hexdigest()[:16]
+        images = self.images[rows] if self.images is not None else None
+        return replace(self, index=self.index.take(rows.numpy()), fingerprint=chosen, images=images)
 
     @cached_property
     def labels(self) -> Tensor:

@@ -13,7 +13,7 @@ from headstart.randomness import permutation
 
 VAL_SHARE, TEST_SHARE = 0.2, 0.2  # of each class, where the data came without splits
 VAL_SHARE_OF_TRAIN = 0.15  # of each class, where the data came with train/ and one held-out split
-_CUT, _SUBSET = 1, 2  # what an order is drawn for
+_CUT, _SUBSET, _LIMIT = 1, 2, 3  # what an order is drawn for
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,25 @@ def label_subset(
     else:
         chosen = ordered
     return chosen.sort().values
+
+
+def limited(dataset: DataSet, limit: int | None, *, seed: int = 0) -> DataSet:
+    """Return the data set of at most so many images, each split and class with its share of them.
+
+    Args:
+        dataset: the data.
+        limit: how many images to keep; None keeps all.
+        seed: of the choice.
+    """
+    if limit is None or limit >= dataset.count:
+        return dataset
+    groups = torch.stack([dataset.splits, dataset.labels]).unique(dim=1, return_inverse=True)[1]
+    order = permutation(dataset.count, seed, _LIMIT)
+    order = order[groups[order].argsort(stable=True)]
+    sizes = groups.bincount()
+    places = torch.arange(dataset.count) - torch.cumsum(sizes, 0).sub(sizes).repeat_interleave(sizes)
+    priority = (places + 0.5) / sizes.double().repeat_interleave(sizes)
+    return dataset.take(order[priority.argsort(stable=True)[:limit]].sort().values)
 
 
 def _rows(dataset: DataSet, code: int) -> Tensor:

@@ -48,7 +48,7 @@ def resolve(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"method_args.{first['loc'][0]}: {first['msg'].lower()}, not {first['input']!r}") from None
-    return model.model_dump()
+    return dict(model.model_dump())
 
 
 def build(name: str, backbone: Backbone, arguments: Mapping[str, Any]) -> Method:

@@ -28,7 +28,7 @@ VERDICTS = {"better": "▲", "worse": "▼", "no difference": "=", "unknown": "?
 MARKS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲", "cross": "✚", "star": "★"}
 
 
-def write_report(folder: Path) -> Path:
+def report(folder: Path) -> Path:
     """Write ``report.html`` from ``summary.json`` and its neighbours, atomically, and return its path.
 
     Raises:

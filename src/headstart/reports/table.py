@@ -33,7 +33,7 @@ def text_table(summary: Summary, width: int = 100) -> str:
     if saved:
         about = f"Labels saved: {summary['unit']} that the baseline needs for the same score ({interval})"
         blocks.append(fill(about, width) + "\n" + _grid(names, saved, width))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(blocks)
 
 
 def budgets(summary: Summary) -> dict[str, int]:

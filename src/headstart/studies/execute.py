@@ -1,4 +1,4 @@
-"""Runs the cells of a study on this machine: those that are finished are skipped, those that fail do not stop others."""
+"""Runs the cells of a study on this machine: finished ones are skipped, failed ones do not stop the others."""
 
 import multiprocessing
 import os
@@ -129,7 +129,7 @@ def _run(cell: Cell, folder: Path) -> None:
     settings: Mapping[str, Any] = cell.settings
     if cell.needs is not None:
         settings = {**settings, "init": str(folder / cell.needs)}
-    data = _open(str(settings["data"]))
+    data = _open(str(settings["data"]), settings["limit"])
     if cell.kind == "pretrain":
         checked = pretrain.check(Pretrain.create(**settings))
         pretrain.run_pretrain(checked, data, out, resume=True, overwrite=False, quiet=True)
@@ -137,12 +137,13 @@ def _run(cell: Cell, folder: Path) -> None:
         probe.run_probe(probe.check(Probe.create(**settings)), data, out, overwrite=out.exists(), quiet=True)
     else:
         trained = finetune.check(Finetune.create(**settings))
-        finetune.run_finetune(trained, data, out, resume=True, overwrite=False, quiet=True)
+        finetune.run_finetune(trained, data, out, resume=True, overwrite=False, quiet=True, plots=False)
 
 
 @lru_cache(maxsize=2)
-def _open(data: str) -> DataSet:
+def _open(data: str, limit: int | None) -> DataSet:
     """Return an opened data set; the cells that a worker runs after each other read the same images."""
     from headstart.data.sources import open_data
+    from headstart.data.splits import limited
 
-    return open_data(data)
+    return limited(open_data(data), limit)

@@ -59,6 +59,7 @@ def shared(study: Study) -> dict[str, Any]:
     """Return the settings that every run of a study has in common."""
     return {
         "data": study.data,
+        "limit": study.limit,
         "model": study.model,
         "model_args": study.model_args,
         "stem": study.stem,

@@ -13,7 +13,7 @@ from headstart.config import Pretrain, Study, signature
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.sources import open_data
-from headstart.data.splits import Splits, label_subset, split
+from headstart.data.splits import Splits, label_subset, limited, split
 from headstart.errors import UserError
 from headstart.progress import say
 from headstart.reports.page import report
@@ -61,7 +61,7 @@ study.__signature__ = signature(Study, before=parameters.STUDY)  # type: ignore[
 def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: bool, quiet: bool) -> Result:
     """Run a study with checked settings."""
     settings = settings.updated(data=start.absolute(settings.data))
-    data = open_data(settings.data)
+    data = limited(open_data(settings.data), settings.limit)
     data.require_labels("data")
     splits = split(data)
     settings = settings.updated(image_size=resolve.image_size(settings.image_size, facts.native_size(data)))
@@ -173,4 +173,5 @@ def _open_folder(settings: Study, data: DataSet, splits: Splits, folder: Path, *
         )
     parts = {name: getattr(splits, name) for name in start.PARTS}
     known = {"verb": "study", "device": device_name(), "data": facts.describe(data, parts)}
-    return runs.create(folder, settings, known, resume=stored.exists() and not overwrite, overwrite=overwrite, name=STUDY)
+    resume = stored.exists() and not overwrite
+    return runs.create(folder, settings, known, resume=resume, overwrite=overwrite, name=STUDY)

@@ -25,9 +25,9 @@ def build_optimizer(module: nn.Module, name: str, *, weight_decay: float) -> tor
     if name == "lars":
         return Lars(groups, lr=1.0, momentum=0.9, trust_coeff=0.001)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=1.0)
+        return torch.optim.AdamW(groups, lr=1.0, fused=True)
     assert name == "sgd", name
-    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9, fused=True)
 
 
 def scale_learning_rate(base: float, batch_size: int, rule: str) -> float:

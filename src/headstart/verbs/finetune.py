@@ -8,7 +8,7 @@ from headstart.config import Finetune, signature
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.sources import open_data
-from headstart.data.splits import label_subset, parse_budget, split
+from headstart.data.splits import label_subset, limited, parse_budget, split
 from headstart.progress import say
 from headstart.tasks.classification import Classifier
 from headstart.training.machine import (
@@ -54,7 +54,7 @@ def finetune(
         runs.check_out(folder, resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
-    data = open_data(settings.data)
+    data = limited(open_data(settings.data), settings.limit)
     return run_finetune(settings, data, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -77,7 +77,14 @@ def check(settings: Finetune) -> Finetune:
 
 
 def run_finetune(
-    settings: Finetune, data: DataSet, folder: Path, *, resume: bool, overwrite: bool, quiet: bool
+    settings: Finetune,
+    data: DataSet,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    plots: bool = True,
 ) -> Result:
     """Train on an opened data set with checked settings."""
     data.require_labels("data")
@@ -101,20 +108,20 @@ def run_finetune(
         label_smoothing=settings.label_smoothing,
     )
     fabric = build_fabric(settings.precision, int(settings.devices))
+    training = Supervised(settings, data, splits, rows, classifier, fabric)
     run = None
     if fabric.is_global_zero:
         parts = {"labelled": rows, **{name: getattr(splits, name) for name in start.PARTS}}
         known = {"verb": "finetune", "device": device_name(), "data": facts.describe(data, parts)}
         run = runs.create(folder, settings, known, resume=resume, overwrite=overwrite)
         if not quiet:
-            _announce(settings, data, len(rows), folder)
+            _announce(training, folder)
             if begun.matched is not None:
                 say(begun.matched.describe())
     try:
-        training = Supervised(settings, data, splits, rows, classifier, fabric)
         best, took = training.train(run, start.last_checkpoint(folder, resume), quiet=quiet)
         if run is not None:
-            training.hand_over(run, best, took)
+            training.hand_over(run, best, took, plots=plots)
     finally:
         if run is not None:
             run.release()
@@ -122,12 +129,13 @@ def run_finetune(
     return result(folder)
 
 
-def _announce(settings: Finetune, data: DataSet, count: int, folder: Path) -> None:
-    say(f"{data.name}: {count} labelled images of {len(data.classes)} classes, {data.layout}")
+def _announce(training: Supervised, folder: Path) -> None:
+    settings, data = training.settings, training.data
+    say(f"{data.name}: {len(training.rows)} labelled images of {len(data.classes)} classes, {data.layout}")
     say(
         f"{settings.transfer} of {settings.model} ({settings.stem} stem) from {settings.init} at "
         f"{settings.image_size} px, views {settings.views}, "
-        f"{settings.epochs} epochs of batch {settings.batch_size}, {settings.optimizer} at "
+        f"{training.steps} steps of batch {settings.batch_size}, {settings.optimizer} at "
         f"{settings.learning_rate}, {settings.precision}; all settings in {folder / runs.CONFIG}"
     )
 

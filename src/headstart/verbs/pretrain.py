@@ -16,7 +16,7 @@ from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.loading import ViewLoader, images_at
 from headstart.data.sources import open_data
-from headstart.data.splits import split
+from headstart.data.splits import limited, split
 from headstart.progress import Track, say
 from headstart.randomness import mix
 from headstart.training import checkpoint
@@ -25,9 +25,9 @@ from headstart.training.machine import (
     build_fabric,
     device_name,
     is_first_process,
+    prepared,
     resolve_devices,
     resolve_precision,
-    synchronised,
 )
 from headstart.training.optim import build_optimizer, learning_rate, scale_learning_rate
 from headstart.training.record import Recorder
@@ -64,7 +64,7 @@ def pretrain(
         runs.check_out(folder, resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
-    data = open_data(settings.data)
+    data = limited(open_data(settings.data), settings.limit)
     return run_pretrain(settings, data, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -138,9 +138,9 @@ def _train(
     """Train to the end from the last checkpoint, if there is one, and return what it took."""
     batch_size, size = int(settings.batch_size), int(settings.image_size)
     epoch_steps = len(rows) // batch_size
-    steps = int(settings.epochs) * epoch_steps
+    steps = settings.epochs * epoch_steps
     optimizer = build_optimizer(method, settings.optimizer, weight_decay=settings.weight_decay)
-    trained, set_up = fabric.setup(synchronised(method, fabric), optimizer)
+    trained, set_up = fabric.setup(prepared(method, fabric), optimizer)
     first = 0
     if last is not None:
         first = checkpoint.restore(checkpoint.read(last, "resume"), objective=method, optimizer=optimizer)

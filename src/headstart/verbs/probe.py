@@ -15,7 +15,7 @@ from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.loading import images_at
 from headstart.data.sources import open_data
-from headstart.data.splits import Splits, label_subset, parse_budget, split
+from headstart.data.splits import Splits, label_subset, limited, parse_budget, split
 from headstart.evaluation.features import Extracted, cached, extract, hash_weights
 from headstart.evaluation.knn import knn_predict
 from headstart.evaluation.linear import probe as probe_linear
@@ -52,7 +52,7 @@ def probe(
     """
     settings = start.settings(Probe, {**given, "init": str(init)}, config=config, out=None, resume=False)
     settings = check(settings)
-    data = open_data(settings.data)
+    data = limited(open_data(settings.data), settings.limit)
     folder = Path(out) if out is not None else None
     if folder is None and settings.init != "none" and Path(settings.init).is_dir():
         folder = Path(settings.init) / "probes" / identity(settings.model_dump(mode="json"), data.fingerprint)

@@ -1,6 +1,5 @@
 """What `auto` means: pure functions from settings and facts of the data to values, which are printed and recorded."""
 
-import math
 import os
 
 from headstart.backbones import stems
@@ -74,24 +73,23 @@ def pretrain(settings: Pretrain, count: int, size: int) -> Pretrain:
         image_size=size,
         stem=stems.resolve(settings.stem, size),
         batch_size=batch,
-        epochs=200 if settings.epochs == "auto" else settings.epochs,
         learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
     )
 
 
-def finetune(settings: Finetune, count: int, size: int) -> Finetune:
-    """Return settings in which nothing about the training is `auto` any more.
+def _most(settings: Finetune) -> int:
+    return 64 if settings.batch_size == "auto" else settings.batch_size
 
-    Epochs are 50, or as many as make ``min_steps`` optimiser steps from few labels.
-    """
-    batch = batch_size(settings, count, 64)
-    epochs = max(50, math.ceil(settings.min_steps / (count // batch)))
+
+def finetune(settings: Finetune, count: int, size: int) -> Finetune:
+    """Return settings in which nothing about the training is `auto` any more."""
+    # one batch size serves all label budgets of a study: the smallest of them may not fill it
+    batch = batch_size(settings.updated(batch_size="auto"), count, most=_most(settings))
     rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
     return settings.updated(
         image_size=size,
         views=views(settings.views, "standard", settings.data, size),
         batch_size=batch,
-        epochs=epochs if settings.epochs == "auto" else settings.epochs,
         learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
     )
 

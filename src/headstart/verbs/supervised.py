@@ -22,7 +22,7 @@ from headstart.runs import Run
 from headstart.tasks.classification import Classifier
 from headstart.training import checkpoint
 from headstart.training.fit import fit
-from headstart.training.machine import synchronised
+from headstart.training.machine import prepared
 from headstart.training.optim import build_optimizer, learning_rate, scale_learning_rate
 from headstart.training.record import Recorder
 from headstart.verbs import figures, resolve, start
@@ -73,13 +73,13 @@ class Supervised:
     @property
     def steps(self) -> int:
         """Optimiser steps in all."""
-        return int(self.settings.epochs) * self.epoch_steps
+        return max(self.settings.epochs * self.epoch_steps, self.settings.min_steps)
 
     def train(self, run: Run | None, last: Path | None, *, quiet: bool) -> tuple[Best, dict[str, Any]]:
         """Train from the last checkpoint, if there is one; return the best look and what the training took."""
         settings, fabric, steps = self.settings, self.fabric, self.steps
         optimizer = build_optimizer(self.classifier, settings.optimizer, weight_decay=settings.weight_decay)
-        trained, set_up = fabric.setup(synchronised(self.classifier, fabric), optimizer)
+        trained, set_up = fabric.setup(prepared(self.classifier, fabric), optimizer)
         first, best = self._restore(last, optimizer)
         batch_size = int(settings.batch_size)
         peak = scale_learning_rate(float(settings.learning_rate), batch_size, settings.learning_rate_scaling)
@@ -122,18 +122,19 @@ class Supervised:
                     break
         return best, recorder.facts()
 
-    def hand_over(self, run: Run, best: Best, took: Mapping[str, Any]) -> None:
+    def hand_over(self, run: Run, best: Best, took: Mapping[str, Any], *, plots: bool) -> None:
         """Score the best weights once on the test images, and write them, plots, and last of all the result."""
         self.classifier.load_state_dict(dict(best.state))
         labels, logits = self._answers(self.splits.test)
         counts = confusion(labels, logits.argmax(1), len(self.data.classes))
         start.save_weights(run.folder / runs.BACKBONE, self.classifier.backbone.net)
         start.save_weights(run.folder / runs.HEAD, self.classifier.head)
-        metrics = runs.read_metrics(run.folder)
-        panels = {"loss": ["loss", "val_loss"], "accuracy": ["train_accuracy", "val_accuracy"]}
-        figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
-        plot = run.folder / "plots" / "confusion_matrix.png"
-        figures.confusion_matrix(plot, counts.numpy(), self.data.classes)
+        if plots:
+            metrics = runs.read_metrics(run.folder)
+            panels = {"loss": ["loss", "val_loss"], "accuracy": ["train_accuracy", "val_accuracy"]}
+            figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
+            plot = run.folder / "plots" / "confusion_matrix.png"
+            figures.confusion_matrix(plot, counts.numpy(), self.data.classes)
         by_class = {name: [round(float(value), 6) for value in values] for name, values in per_class(counts).items()}
         run.finish(
             self.settings,
