@@ -109,7 +109,7 @@ def _option(kind: Any, help_line: str, default: str) -> Any:
 
 
 def _value(value: Any) -> Any:
-    """Return an option's value; those with dotted names are read as in YAML, because only the method knows their type."""
+    """Return an option's value; dotted ones are read as in YAML, because only the method knows their type."""
     if not isinstance(value, dict):
         return value
     import yaml

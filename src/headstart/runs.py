@@ -50,6 +50,10 @@ class Run:
         self.release()
         return result
 
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of a finished run, which nothing will go on from."""
+        shutil.rmtree(self.folder / LAST.parent, ignore_errors=True)
+
     def release(self) -> None:
         """Let other processes use the folder."""
         if self._lock is not None:

@@ -152,7 +152,8 @@ def limited(dataset: DataSet, limit: int | None, *, seed: int = 0) -> DataSet:
     """
     if limit is None or limit >= dataset.count:
         return dataset
-    groups = torch.stack([dataset.splits, dataset.labels]).unique(dim=1, return_inverse=True)[1]
+    pairs = torch.stack([dataset.splits, dataset.labels])
+    groups = torch.unique(pairs, dim=1, return_inverse=True)[1]
     order = permutation(dataset.count, seed, _LIMIT)
     order = order[groups[order].argsort(stable=True)]
     sizes = groups.bincount()

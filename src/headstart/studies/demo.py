@@ -1,20 +1,17 @@
 """The verb ``demo``: the main job in a few minutes, on scanned digits or on the user's own class folders."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headstart.config import Study
-from headstart.data import facts
-from headstart.data.index import DataSet
-from headstart.data.sources import open_data
-from headstart.data.splits import limited, split
+from headstart.studies.execute import in_worker
 from headstart.studies.study import run_study
 from headstart.verbs.result import Result
 
 LABELS = (1, 2, 5, 10, 20, 50)
 LARGEST_IMAGE = 32  # pixels
 MOST_IMAGES = 2000
-PRETRAINING_STEPS = 160
+PRETRAINING_STEPS = 128
 
 # A ResNet-10 a quarter as wide: what two CPU cores train 65 times in some minutes. Its residual branches do not start
 # at zero, because then hardly anything of the image would reach the features of the untrained network, which is what
@@ -26,11 +23,11 @@ MODEL: dict[str, Any] = {
 # Chosen on validation images of one seed; the learning rate of finetune is the best one of both arms.
 PRETRAIN: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.5}
 FINETUNE: dict[str, Any] = {
-    "epochs": 15,
-    "min_steps": 100,
+    "epochs": 10,
+    "min_steps": 80,
     "batch_size": 32,
     "learning_rate": 3e-3,
-    "evaluations": 10,
+    "evaluations": 8,
 }
 
 
@@ -57,26 +54,53 @@ def demo(
     Raises:
         UserError: one line that names the setting and what is allowed.
     """
+    facts = in_worker(look, data)
+    return run_study(settings(data, facts), Path(out), workers=workers, overwrite=overwrite, quiet=quiet)
+
+
+class Look(NamedTuple):
+    """What the settings of a demo depend on: the images' own size in pixels, and how many there are.
+
+    ``smallest`` counts the training images of the smallest class.
+    """
+
+    name: str
+    images: int
+    native_size: int
+    train: int
+    smallest: int
+
+
+def look(data: str) -> Look:
+    """Open the data, in a process that has torch.
+
+    Raises:
+        UserError: the data cannot be opened or have no labels.
+    """
+    from headstart.data import facts
+    from headstart.data.sources import open_data
+    from headstart.data.splits import limited, split
+
     opened = limited(open_data(data), MOST_IMAGES)
     opened.require_labels("data")
-    return run_study(settings(data, opened), Path(out), workers=workers, overwrite=overwrite, quiet=quiet)
-
-
-def settings(data: str, opened: DataSet) -> Study:
-    """Return the study of a demo: the label budgets that every class can fill, and images of at most 32 px."""
     train = split(opened).train
     smallest = int(opened.labels[train].bincount(minlength=len(opened.classes)).min())
-    batch = min(PRETRAIN["batch_size"], len(train))
+    return Look(opened.name, opened.count, facts.native_size(opened), len(train), smallest)
+
+
+def settings(data: str, facts: Look) -> Study:
+    """Return the study of a demo: the label budgets that every class can fill, and images of at most 32 px."""
+    batch = min(PRETRAIN["batch_size"], facts.train)
     return Study.create(
-        name=f"demo on {opened.name}",
+        name=f"demo on {facts.name}",
         data=data,
-        limit=MOST_IMAGES if opened.count >= MOST_IMAGES else None,
+        limit=MOST_IMAGES if facts.images >= MOST_IMAGES else None,
         **MODEL,
-        image_size=min(facts.native_size(opened), LARGEST_IMAGE),
+        image_size=min(facts.native_size, LARGEST_IMAGE),
         transfers=["probe", "finetune"],
         arms={"scratch": "none", "simclr": {"method": "simclr"}},
-        labels=[labels for labels in LABELS if labels <= smallest],
+        labels=[labels for labels in LABELS if labels <= facts.smallest],
         seeds=5,
-        pretrain={**PRETRAIN, "batch_size": batch, "epochs": max(1, PRETRAINING_STEPS // (len(train) // batch))},
+        pretrain={**PRETRAIN, "batch_size": batch, "epochs": max(1, PRETRAINING_STEPS // (facts.train // batch))},
         finetune=FINETUNE,
     )

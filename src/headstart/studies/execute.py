@@ -3,19 +3,25 @@
 import multiprocessing
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headstart import runs
-from headstart.config import Finetune, Pretrain, Probe
-from headstart.data.index import DataSet
+from headstart.config import Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
 from headstart.progress import Track, say
 from headstart.studies.plan import Cell
+
+if TYPE_CHECKING:
+    from headstart.data.index import DataSet
+    from headstart.studies.prepare import Prepared
+
+T = TypeVar("T")
+VERBS = ("pretrain", "probe", "finetune")
 
 
 def error_file(folder: Path, cell_id: str) -> Path:
@@ -91,10 +97,23 @@ def _begun(folder: Path) -> bool:
     return (folder / runs.CONFIG).exists() and runs.read_result(folder) is None
 
 
+def in_worker(job: Callable[..., T], *arguments: Any) -> T:
+    """Return what a job gives that needs torch, run in a process of its own so that this one need not load it."""
+    with _pool(1) as pool:
+        return pool.submit(job, *arguments).result()
+
+
+def prepare_study(study: Study) -> "Prepared":
+    """Do the job of `headstart.studies.prepare.prepare`."""
+    from headstart.studies.prepare import prepare
+
+    return prepare(study)
+
+
 def _pool(workers: int) -> ProcessPoolExecutor:
     # The fork server imports torch once, and its children share that memory; it never runs it, so forking is safe.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["headstart.verbs.pretrain", "headstart.verbs.probe", "headstart.verbs.finetune"])
+    context.set_forkserver_preload(["headstart.studies.prepare", *(f"headstart.verbs.{verb}" for verb in VERBS)])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(workers,))
 
 
@@ -132,16 +151,16 @@ def _run(cell: Cell, folder: Path) -> None:
     data = _open(str(settings["data"]), settings["limit"])
     if cell.kind == "pretrain":
         checked = pretrain.check(Pretrain.create(**settings))
-        pretrain.run_pretrain(checked, data, out, resume=True, overwrite=False, quiet=True)
+        pretrain.run_pretrain(checked, data, out, resume=True, overwrite=False, quiet=True, lean=True)
     elif cell.kind == "probe":
         probe.run_probe(probe.check(Probe.create(**settings)), data, out, overwrite=out.exists(), quiet=True)
     else:
         trained = finetune.check(Finetune.create(**settings))
-        finetune.run_finetune(trained, data, out, resume=True, overwrite=False, quiet=True, plots=False)
+        finetune.run_finetune(trained, data, out, resume=True, overwrite=False, quiet=True, lean=True)
 
 
 @lru_cache(maxsize=2)
-def _open(data: str, limit: int | None) -> DataSet:
+def _open(data: str, limit: int | None) -> "DataSet":
     """Return an opened data set; the cells that a worker runs after each other read the same images."""
     from headstart.data.sources import open_data
     from headstart.data.splits import limited

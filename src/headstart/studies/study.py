@@ -5,26 +5,23 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from headstart import methods, runs
-from headstart.backbones import build
-from headstart.config import Pretrain, Study, signature
-from headstart.data import facts
-from headstart.data.index import DataSet
-from headstart.data.sources import open_data
-from headstart.data.splits import Splits, label_subset, limited, split
+from headstart import runs
+from headstart.config import Study, signature
 from headstart.errors import UserError
 from headstart.progress import say
 from headstart.reports.page import report
 from headstart.reports.table import text_table
-from headstart.studies.execute import execute
+from headstart.studies.execute import execute, in_worker, prepare_study
 from headstart.studies.plan import Cell, plan
 from headstart.studies.results import collect, to_csv
 from headstart.studies.statistics import summarise
-from headstart.training.machine import default_workers, device_name
-from headstart.verbs import parameters, resolve, start
+from headstart.verbs import parameters
 from headstart.verbs.result import Result
+
+if TYPE_CHECKING:
+    from headstart.studies.prepare import Prepared
 
 SUMMARY, RESULTS, CELLS, STUDY = "summary.json", "results.csv", "cells", "study.yaml"
 
@@ -59,62 +56,36 @@ study.__signature__ = signature(Study, before=parameters.STUDY)  # type: ignore[
 
 
 def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: bool, quiet: bool) -> Result:
-    """Run a study with checked settings."""
-    settings = settings.updated(data=start.absolute(settings.data))
-    data = limited(open_data(settings.data), settings.limit)
-    data.require_labels("data")
-    splits = split(data)
-    settings = settings.updated(image_size=resolve.image_size(settings.image_size, facts.native_size(data)))
-    cells = plan(settings, data.fingerprint)
-    check(settings, data, splits, cells)
-    run = _open_folder(settings, data, splits, folder, overwrite=overwrite)
+    """Run a study with checked settings. This process never loads torch: its workers do, and share that memory."""
+    prepared = in_worker(prepare_study, settings)
+    settings = prepared.study
+    cells = plan(settings, prepared.data["fingerprint"])
+    run = _open_folder(prepared, folder, overwrite=overwrite)
     if not quiet:
         left = sum(runs.read_result(folder / CELLS / cell.id) is None for cell in cells)
-        say(f"{settings.name}: {data.count} images, {len(data.classes)} classes, {data.layout}")
+        data = prepared.data
+        say(f"{settings.name}: {data['images']} images, {len(data['classes'])} classes, {data['layout']}")
+        for path, reason in data["bad_images"].items():
+            say(f"left out {path}: {reason}")
         say(f"{len(cells)} cells, {len(cells) - left} of them finished, in {folder}")
     begin = time.monotonic()
     try:
-        count = workers if workers is not None else default_workers(int(settings.image_size))
+        count = workers if workers is not None else prepared.workers
         failed = execute(cells, folder / CELLS, workers=count, quiet=quiet)
-        return conclude(settings, data, splits, cells, failed, folder, time.monotonic() - begin)
+        return conclude(prepared, cells, failed, folder, time.monotonic() - begin)
     finally:
         run.release()
 
 
-def check(study: Study, data: DataSet, splits: Splits, cells: Sequence[Cell]) -> None:
-    """Raise the errors that cells would end with, before any of them runs: budgets, methods, models, weights."""
-    for labels in study.labels:
-        label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
-    size = int(study.image_size)
-    build(study.model, stem=study.stem, image_size=size, model_args=study.model_args)
-    for cell in cells:
-        if cell.kind == "pretrain":
-            methods.resolve(cell.settings["method"], cell.settings["method_args"])
-            resolve.augments(Pretrain.create(**cell.settings), methods.find(cell.settings["method"]).views)
-    for arm, init in study.arms.items():
-        if isinstance(init, str) and init != "none":
-            try:
-                start.initialise(
-                    init, model=study.model, model_args=study.model_args, stem=study.stem, image_size=size, seed=0
-                )
-            except UserError as error:
-                raise UserError(f"arms.{arm}: {error}") from None
-
-
 def conclude(
-    settings: Study,
-    data: DataSet,
-    splits: Splits,
-    cells: Sequence[Cell],
-    failed: Mapping[str, str],
-    folder: Path,
-    seconds: float,
+    prepared: "Prepared", cells: Sequence[Cell], failed: Mapping[str, str], folder: Path, seconds: float
 ) -> Result:
     """Write results.csv, summary.json and report.html from the finished cells.
 
     Raises:
         UserError: no evaluation of the baseline or of another arm was finished.
     """
+    settings, data = prepared.study, prepared.data
     rows = collect(cells, folder / CELLS)
     runs.write_text(folder / RESULTS, to_csv(rows))
     chosen = [{**row, "score": row[settings.score]} for row in rows if row["chosen"]]
@@ -123,16 +94,11 @@ def conclude(
         raise UserError(f"study: too few cells were finished for a comparison; the first error: {first}")
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     summary = {
-        **summarise(chosen, baseline=settings.baseline, score=settings.score, classes=len(data.classes)),
+        **summarise(chosen, baseline=settings.baseline, score=settings.score, classes=len(data["classes"])),
         "name": settings.name,
         "data": {
-            "name": data.name,
-            "images": data.count,
-            "classes": list(data.classes),
-            "train": len(splits.train),
-            "val": len(splits.val),
-            "test": len(splits.test),
-            "fingerprint": data.fingerprint,
+            **{key: data[key] for key in ("name", "images", "classes", "fingerprint")},
+            **{part: facts["images"] for part, facts in data["parts"].items()},
         },
         "task": settings.task,
         "model": settings.model,
@@ -158,20 +124,19 @@ def _failed(cell: Cell, error: str) -> dict[str, Any]:
     return {"id": cell.id, "arm": cell.arm, "transfer": cell.kind, "labels": shown, "seed": cell.seed, "error": error}
 
 
-def _open_folder(settings: Study, data: DataSet, splits: Splits, folder: Path, *, overwrite: bool) -> runs.Run:
+def _open_folder(prepared: "Prepared", folder: Path, *, overwrite: bool) -> runs.Run:
     """Make or reopen the folder of a study.
 
     Raises:
         UserError: it holds another study, or something else.
     """
-    stored = folder / STUDY
+    settings, stored = prepared.study, folder / STUDY
     if stored.exists() and not overwrite and Study.read(stored) != settings:
         before, now = Study.read(stored).model_dump(), settings.model_dump()
         name = next(name for name in now if now[name] != before[name])
         raise UserError(
             f"{name}: differs from the study in {folder}, {before[name]!r} there (allowed: another out, or --overwrite)"
         )
-    parts = {name: getattr(splits, name) for name in start.PARTS}
-    known = {"verb": "study", "device": device_name(), "data": facts.describe(data, parts)}
+    known = {"verb": "study", "device": prepared.device, "data": prepared.data}
     resume = stored.exists() and not overwrite
     return runs.create(folder, settings, known, resume=resume, overwrite=overwrite, name=STUDY)

@@ -28,6 +28,7 @@ class Recorder:
         steps: of the whole training.
         epoch_steps: of one epoch.
         minutes: between checkpoints.
+        save_last: write one after the last step too.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class Recorder:
         steps: int,
         epoch_steps: int,
         minutes: float,
+        save_last: bool,
     ) -> None:
         if run is not None:
             run.rewind(first)
         self.run, self.track, self.fabric = run, track, fabric
         self.steps, self.epoch_steps, self.minutes = steps, epoch_steps, minutes
+        self.save_last = save_last
         self.every = max(1, steps // _LINES)
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
         self._saved = time.monotonic()
@@ -76,7 +79,8 @@ class Recorder:
 
     def checkpoint_due(self, step: Step) -> bool:
         """Say whether to save now: minutes have passed, or the training is over. All processes hear the same."""
-        due = time.monotonic() - self._saved >= 60 * self.minutes or step.step == self.steps
+        last = step.step == self.steps
+        due = self.save_last if last else time.monotonic() - self._saved >= 60 * self.minutes
         return bool(self.fabric.broadcast(due)) if self.fabric.world_size > 1 else due
 
     def save(self, step: Step, objective: nn.Module, optimizer: Optimizer) -> None:

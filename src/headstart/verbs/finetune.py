@@ -84,9 +84,9 @@ def run_finetune(
     resume: bool,
     overwrite: bool,
     quiet: bool,
-    plots: bool = True,
+    lean: bool = False,
 ) -> Result:
-    """Train on an opened data set with checked settings."""
+    """Train on an opened data set with checked settings; a lean run leaves neither plots nor checkpoints behind."""
     data.require_labels("data")
     splits = split(data)
     rows = label_subset(data.labels, splits.train, settings.labels, settings.seed, classes=data.classes)
@@ -119,9 +119,9 @@ def run_finetune(
             if begun.matched is not None:
                 say(begun.matched.describe())
     try:
-        best, took = training.train(run, start.last_checkpoint(folder, resume), quiet=quiet)
+        best, took = training.train(run, start.last_checkpoint(folder, resume), quiet=quiet, lean=lean)
         if run is not None:
-            training.hand_over(run, best, took, plots=plots)
+            training.hand_over(run, best, took, lean=lean)
     finally:
         if run is not None:
             run.release()

@@ -97,9 +97,9 @@ def resolve_settings(settings: Pretrain, data: DataSet) -> Pretrain:
 
 
 def run_pretrain(
-    settings: Pretrain, data: DataSet, folder: Path, *, resume: bool, overwrite: bool, quiet: bool
+    settings: Pretrain, data: DataSet, folder: Path, *, resume: bool, overwrite: bool, quiet: bool, lean: bool = False
 ) -> Result:
-    """Pretrain on an opened data set with checked settings."""
+    """Pretrain on an opened data set with checked settings; a lean run leaves neither plots nor checkpoints behind."""
     settings = resolve_settings(settings, data)
     rows = pretraining_rows(data, settings.include)
     torch.manual_seed(mix(settings.seed))
@@ -113,11 +113,14 @@ def run_pretrain(
         run = runs.create(folder, settings, known, resume=resume, overwrite=overwrite)
         if not quiet:
             _announce(settings, data, len(rows), folder)
-        _draw_views(run, settings, data, rows, method)
+        if not lean:
+            _draw_views(run, settings, data, rows, method)
     try:
-        took = _train(settings, data, rows, method, fabric, run, start.last_checkpoint(folder, resume), quiet)
+        took = _train(
+            settings, data, rows, method, fabric, run, start.last_checkpoint(folder, resume), quiet=quiet, lean=lean
+        )
         if run is not None:
-            _hand_over(run, settings, method, took)
+            _hand_over(run, settings, method, took, lean=lean)
     finally:
         if run is not None:
             run.release()
@@ -133,7 +136,9 @@ def _train(
     fabric: Fabric,
     run: runs.Run | None,
     last: Path | None,
+    *,
     quiet: bool,
+    lean: bool,
 ) -> dict[str, Any]:
     """Train to the end from the last checkpoint, if there is one, and return what it took."""
     batch_size, size = int(settings.batch_size), int(settings.image_size)
@@ -163,7 +168,14 @@ def _train(
     show = Track("pretrain", steps * batch_size, unit="images", start=first * batch_size, quiet=quiet or run is None)
     with show as track:
         recorder = Recorder(
-            run, track, fabric, first=first, steps=steps, epoch_steps=epoch_steps, minutes=settings.checkpoint_every
+            run,
+            track,
+            fabric,
+            first=first,
+            steps=steps,
+            epoch_steps=epoch_steps,
+            minutes=settings.checkpoint_every,
+            save_last=not lean,
         )
         for step in fit(
             trained,
@@ -205,13 +217,17 @@ def _draw_views(run: runs.Run, settings: Pretrain, data: DataSet, rows: Tensor, 
     figures.view_sheet(run.folder / "plots" / "views.png", pictures, titles)
 
 
-def _hand_over(run: runs.Run, settings: Pretrain, method: Method, took: Mapping[str, Any]) -> None:
+def _hand_over(run: runs.Run, settings: Pretrain, method: Method, took: Mapping[str, Any], *, lean: bool) -> None:
     """Write what the run leaves behind: weights under their library's names, plots, and last of all the result."""
     start.save_weights(run.folder / runs.BACKBONE, method.backbone.net)
     start.save_weights(run.folder / runs.HEAD, method.projector)
     metrics = runs.read_metrics(run.folder)
-    figures.curves(run.folder / "plots" / "curves.png", metrics, {"loss": ["loss"], "learning rate": ["learning_rate"]})
+    if not lean:
+        panels = {"loss": ["loss"], "learning rate": ["learning_rate"]}
+        figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
     run.finish(settings, {"loss": metrics[-1]["loss"]}, **took)
+    if lean:
+        run.drop_checkpoints()
 
 
 def _announce(settings: Pretrain, data: DataSet, count: int, folder: Path) -> None:

@@ -75,7 +75,7 @@ class Supervised:
         """Optimiser steps in all."""
         return max(self.settings.epochs * self.epoch_steps, self.settings.min_steps)
 
-    def train(self, run: Run | None, last: Path | None, *, quiet: bool) -> tuple[Best, dict[str, Any]]:
+    def train(self, run: Run | None, last: Path | None, *, quiet: bool, lean: bool) -> tuple[Best, dict[str, Any]]:
         """Train from the last checkpoint, if there is one; return the best look and what the training took."""
         settings, fabric, steps = self.settings, self.fabric, self.steps
         optimizer = build_optimizer(self.classifier, settings.optimizer, weight_decay=settings.weight_decay)
@@ -95,6 +95,7 @@ class Supervised:
                 steps=steps,
                 epoch_steps=self.epoch_steps,
                 minutes=settings.checkpoint_every,
+                save_last=not lean,
             )
             for step in fit(
                 trained,
@@ -122,14 +123,14 @@ class Supervised:
                     break
         return best, recorder.facts()
 
-    def hand_over(self, run: Run, best: Best, took: Mapping[str, Any], *, plots: bool) -> None:
+    def hand_over(self, run: Run, best: Best, took: Mapping[str, Any], *, lean: bool) -> None:
         """Score the best weights once on the test images, and write them, plots, and last of all the result."""
         self.classifier.load_state_dict(dict(best.state))
         labels, logits = self._answers(self.splits.test)
         counts = confusion(labels, logits.argmax(1), len(self.data.classes))
         start.save_weights(run.folder / runs.BACKBONE, self.classifier.backbone.net)
         start.save_weights(run.folder / runs.HEAD, self.classifier.head)
-        if plots:
+        if not lean:
             metrics = runs.read_metrics(run.folder)
             panels = {"loss": ["loss", "val_loss"], "accuracy": ["train_accuracy", "val_accuracy"]}
             figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
@@ -146,6 +147,8 @@ class Supervised:
             confusion=counts.tolist(),
             **took,
         )
+        if lean:
+            run.drop_checkpoints()
 
     def _loader(self, first: int) -> ViewLoader:
         return ViewLoader(
@@ -199,7 +202,7 @@ class Supervised:
         return first, Best(state["step"], state["val_accuracy"], state["val_loss"], state["objective"])
 
     def _save_best(self, run: Run | None, best: Best) -> None:
-        if run is not None and best.step:
+        if run is not None and best.step > 0:
             checkpoint.save(
                 run.folder / runs.BEST,
                 step=best.step,

@@ -1,0 +1,75 @@
+"""What a study must know of its data and its machine before it is planned. Runs where torch is: in a worker process."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from headstart import methods
+from headstart.backbones import build
+from headstart.config import Pretrain, Study
+from headstart.data import facts
+from headstart.data.sources import open_data
+from headstart.data.splits import label_subset, limited, parse_budget, split
+from headstart.errors import UserError
+from headstart.studies.plan import shared
+from headstart.training.machine import default_workers, device_name
+from headstart.verbs import resolve, start
+
+
+class Prepared(NamedTuple):
+    """Facts without tensors, for a process that has no torch.
+
+    Attributes:
+        study: with an absolute path of the data and the image size resolved.
+        data: as `headstart.data.facts.describe` gives it, with the splits.
+        device: what trainings run on.
+        workers: how many trainings to run at the same time.
+    """
+
+    study: Study
+    data: dict[str, Any]
+    device: str
+    workers: int
+
+
+def prepare(study: Study) -> Prepared:
+    """Open the data of a study, and raise the errors that its cells would end with before any of them runs.
+
+    Raises:
+        UserError: labels, budgets, a method, the model or weights are not as they must be.
+    """
+    study = study.updated(data=start.absolute(study.data))
+    for labels in study.labels:
+        parse_budget(labels)
+    for arm, init in study.arms.items():
+        if isinstance(init, Mapping):
+            _check_pretraining(study, arm, init)
+    data = limited(open_data(study.data), study.limit)
+    data.require_labels("data")
+    splits = split(data)
+    for labels in study.labels:
+        label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
+    study = study.updated(image_size=resolve.image_size(study.image_size, facts.native_size(data)))
+    _check_backbones(study)
+    described = facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})
+    return Prepared(study, described, device_name(), default_workers(int(study.image_size)))
+
+
+def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any]) -> None:
+    try:
+        settings = Pretrain.create(**{**shared(study), **study.pretrain, **init})
+        methods.resolve(settings.method, settings.method_args)
+        resolve.views(settings.views, "simclr", settings.data, 1)
+    except UserError as error:
+        raise UserError(f"arms.{arm}: {error}") from None
+
+
+def _check_backbones(study: Study) -> None:
+    size = int(study.image_size)
+    build(study.model, stem=study.stem, image_size=size, model_args=study.model_args)
+    for arm, init in study.arms.items():
+        if isinstance(init, str) and init != "none":
+            settings = {key: getattr(study, key) for key in ("model", "model_args", "stem")}
+            try:
+                start.initialise(init, **settings, image_size=size, seed=0)
+            except UserError as error:
+                raise UserError(f"arms.{arm}: {error}") from None
