@@ -51,6 +51,7 @@ def build_app(asked: str) -> App:
         version=_version,
         help_format="plaintext",
         result_action="return_value",
+        default_parameter=Parameter(negative=()),
     )
     for name, (help_line, settings, own) in COMMANDS.items():
         app.command(_command(name, settings, own) if name == asked else _nothing, name=name, help=help_line)
@@ -82,6 +83,8 @@ def _command(verb: str, settings: str | None, own: str) -> Callable[..., Any]:
             *positional, **{name: _value(value) for name, value in given.items()}
         )
 
+    own_lines = [f"    {parameter.name}: {parameters.HELP[parameter.name]}" for parameter in before]
+    call.__doc__ = "\n".join([COMMANDS[verb][0], "", "Args:", *own_lines])
     call.__signature__ = inspect.Signature([*before, *options])  # type: ignore[attr-defined]
     return call
 
@@ -103,9 +106,28 @@ def _option(kind: Any, help_line: str, default: str) -> Any:
     """Return the annotation of an option. Its text is read by the settings themselves, so errors have one form."""
     if get_origin(kind) is dict:
         return Annotated[dict[str, str] | None, Parameter(help=help_line, show_default=False, negative=())]
-    choices = "|".join(str(choice) for choice in get_args(kind)) if get_origin(kind) is Literal else None
-    shown = Parameter(help=help_line, show_default=lambda _: default, metavar=choices, allow_leading_hyphen=False)
+    shown = Parameter(help=help_line, show_default=lambda _: default, metavar="|".join(_forms(kind)))
     return Annotated[str | None, shown]
+
+
+def _forms(kind: Any) -> list[str]:
+    """Return what may be written for a type, as help shows it.
+
+    >>> _forms(int | Literal["auto"]), _forms(tuple[float, ...])
+    (['INT', 'auto'], ['FLOAT,...'])
+    """
+    if kind is type(None):
+        return []
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return [str(part) for part in parts]
+    if origin is Annotated:
+        return _forms(parts[0])
+    if origin is tuple:
+        return [f"{'|'.join(_forms(parts[0]))},..."]
+    if parts:
+        return [form for part in parts for form in _forms(part)]
+    return [{str: "TEXT"}.get(kind, kind.__name__.upper())]
 
 
 def _value(value: Any) -> Any:

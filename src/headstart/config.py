@@ -131,7 +131,7 @@ class Pretrain(Training):
     method_args: dict[str, Any] = {}
     """Arguments of the method."""
     views: str = "auto"
-    """Augmentation preset of every view (auto: what the method asks for, in the form that fits the image size)."""
+    """Augmentation preset, one for all views or one for each (auto: the method's, in the form that fits the images)."""
     include: Annotated[tuple[Literal["val", "test"], ...], BeforeValidator(_listed)] = ()
     """Splits to pretrain on beside the training and unlabelled images; test images enter only when asked for."""
     epochs: Positive = 200

@@ -58,7 +58,7 @@ def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any]) -> None:
     try:
         settings = Pretrain.create(**{**shared(study), **study.pretrain, **init})
         methods.resolve(settings.method, settings.method_args)
-        resolve.views(settings.views, "simclr", settings.data, 1)
+        resolve.view_names(settings.views, methods.find(settings.method).views, settings.data, 1)
     except UserError as error:
         raise UserError(f"arms.{arm}: {error}") from None
 

@@ -23,6 +23,19 @@ STUDY = (
     OVERWRITE,
     QUIET,
 )
+HELP = {
+    "out": "The folder to write into.",
+    "config": "A YAML file of settings, such as a run's config.yaml; options given beside it win.",
+    "resume": "Go on with an interrupted run, with the settings that it began with.",
+    "overwrite": "Replace the run or study that is in the folder.",
+    "quiet": "Show no progress.",
+    "init": "A RUN, a weights file, a published torchvision/ or timm/ name, or none for random features.",
+    "file": "The YAML file of the study.",
+    "workers": "Runs at the same time (none: one per GPU, else one per core for images of at most 64 px).",
+    "data": "DATA with labels: class folders, or the name of a known data set.",
+    "folder": "The folder of a study.",
+    "what": "methods, models, augments, data or tasks.",
+}
 RUN = (OUT, CONFIG, RESUME, OVERWRITE, QUIET)
 DEMO = (
     _keyword("data", str, "digits"),

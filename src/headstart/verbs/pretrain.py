@@ -33,7 +33,6 @@ from headstart.training.optim import build_optimizer, learning_rate, scale_learn
 from headstart.training.record import Recorder
 from headstart.verbs import figures, parameters, resolve, start
 from headstart.verbs.result import Result
-from headstart.views import preset
 
 
 def pretrain(
@@ -73,8 +72,7 @@ pretrain.__signature__ = signature(Pretrain, before=parameters.RUN)  # type: ign
 
 def check(settings: Pretrain) -> Pretrain:
     """Return the settings with all that can be known before anything is loaded checked and resolved."""
-    if settings.views != "auto":
-        preset(settings.views)
+    resolve.view_names(settings.views, methods.find(settings.method).views, settings.data, 1)
     return settings.updated(
         method_args=methods.resolve(settings.method, settings.method_args),
         precision=resolve_precision(settings.precision),
@@ -93,7 +91,8 @@ def pretraining_rows(data: DataSet, include: tuple[str, ...]) -> Tensor:
 def resolve_settings(settings: Pretrain, data: DataSet) -> Pretrain:
     """Return checked settings in which nothing is `auto` any more that decides the result."""
     size = resolve.image_size(settings.image_size, facts.native_size(data))
-    return resolve.pretrain(settings, len(pretraining_rows(data, settings.include)), size)
+    count = len(pretraining_rows(data, settings.include))
+    return resolve.pretrain(settings, methods.find(settings.method).views, count, size)
 
 
 def run_pretrain(

@@ -1,6 +1,7 @@
 """What `auto` means: pure functions from settings and facts of the data to values, which are printed and recorded."""
 
 import os
+from collections.abc import Sequence
 
 from headstart.backbones import stems
 from headstart.backbones.stems import LARGEST_SMALL_IMAGE
@@ -54,17 +55,37 @@ def batch_size(settings: Training, count: int, most: int) -> int:
     return max(min(most, count) // settings.accumulate, 1) * settings.accumulate
 
 
-def pretrain(settings: Pretrain, count: int, size: int) -> Pretrain:
+def view_names(asked: str, wanted: Sequence[str], data: str, size: int) -> tuple[str, ...]:
+    """Return the preset of each view: one that was asked for all or one for each, else what the method wants.
+
+    >>> view_names("auto", ["simclr", "simclr"], "pets", 32)
+    ('simclr-small', 'simclr-small')
+    >>> view_names("none,simclr", ["simclr", "simclr"], "pets", 32)
+    ('none', 'simclr')
+
+    Raises:
+        UserError: there is no such preset, or not as many as views.
+    """
+    names = [name.strip() for name in asked.split(",")]
+    if len(names) not in (1, len(wanted)):
+        raise UserError(f"views: {len(names)} presets for {len(wanted)} views (allowed: one, or one for each view)")
+    pairs = zip(names * len(wanted) if len(names) == 1 else names, wanted, strict=True)
+    return tuple(views(name, want, data, size) for name, want in pairs)
+
+
+def pretrain(settings: Pretrain, wanted: Sequence[str], count: int, size: int) -> Pretrain:
     """Return settings in which nothing about the training is `auto` any more.
 
     Args:
         settings: as the user gave them.
+        wanted: the presets that the method wants, one per view.
         count: images to pretrain on.
         size: side of the images in pixels.
 
     Raises:
-        UserError: the batch is larger than the data.
+        UserError: the batch is larger than the data, or the views do not exist.
     """
+    names = view_names(settings.views, wanted, settings.data, size)
     batch = batch_size(settings, count, 256)
     if batch < 2 * settings.accumulate:
         raise UserError(f"data: {count} images are too few to compare with each other (allowed: 2 or more)")
@@ -72,6 +93,7 @@ def pretrain(settings: Pretrain, count: int, size: int) -> Pretrain:
     return settings.updated(
         image_size=size,
         stem=stems.resolve(settings.stem, size),
+        views=names[0] if len(set(names)) == 1 else ",".join(names),
         batch_size=batch,
         learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
     )
@@ -94,7 +116,6 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     )
 
 
-def augments(settings: Pretrain, wanted: tuple[str, ...]) -> tuple[Augment, ...]:
+def augments(settings: Pretrain, wanted: Sequence[str]) -> tuple[Augment, ...]:
     """Return the augmentation of each view that a method wants, given resolved settings."""
-    size = int(settings.image_size)
-    return tuple(preset(views(settings.views, name, settings.data, size)) for name in wanted)
+    return tuple(preset(name) for name in view_names(settings.views, wanted, settings.data, int(settings.image_size)))
