@@ -61,14 +61,26 @@ class Run:
             self._lock = None
 
 
-def stored_settings(kind: type[SettingsT], out: Path, given: Mapping[str, Any]) -> SettingsT:
+def stored_settings(
+    kind: type[SettingsT],
+    out: Path,
+    given: Mapping[str, Any],
+    check: Callable[[SettingsT], SettingsT] = lambda settings: settings,
+) -> SettingsT:
     """Return the settings of the run that is to go on, with which those given must agree.
+
+    Args:
+        kind: of the settings.
+        out: the run folder.
+        given: settings as the user wrote them.
+        check: resolves what the user wrote in short (a relative path, some of a method's arguments) as it was resolved
+            for the run.
 
     Raises:
         UserError: a given setting differs, so that it would be another run.
     """
     stored = kind.read(out / CONFIG)
-    asked = stored.updated(**given)
+    asked = check(stored.updated(**given))
     for name, value in asked.model_dump().items():
         if value != getattr(stored, name) and value != "auto":
             raise UserError(

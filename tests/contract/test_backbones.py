@@ -224,3 +224,10 @@ def test_a_timm_model_without_intermediates_is_refused(monkeypatch):
 def test_wrong_model_args_are_refused(model, argument):
     with pytest.raises(UserError, match=f"^model_args: {model} .*{argument}"):
         build(model, image_size=32, model_args={argument: 3})
+
+
+def test_residual_branches_of_timm_start_alive():
+    net = build("timm/resnet18", image_size=32, model_args={"channels": [8, 8, 8, 8]}).net
+    assert float(net.layer1[0].bn2.weight.detach().min()) == 1.0
+    zero = build("timm/resnet18", image_size=32, model_args={"channels": [8, 8, 8, 8], "zero_init_last": True}).net
+    assert float(zero.layer1[0].bn2.weight.detach().max()) == 0.0

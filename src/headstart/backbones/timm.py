@@ -41,7 +41,9 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
 
     Networks made for one image size are built for ``image_size``. Where the library takes other sizes later on (the
     plain vision transformers), it is told to. The small stem of a network that cuts images into patches has patches of
-    a quarter of the side, at least 2 pixels.
+    a quarter of the side, at least 2 pixels. Residual branches start alive, as torchvision's do: timm starts ResNets with
+    branches that give zero, and what is left of the image then is one pixel in a few, so that random features are worth
+    next to nothing (18 against 84 % for a linear probe on digits) and few steps of training do not get far.
     """
     check_name(name)
     try:
@@ -51,7 +53,7 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
         raise UserError(f"model_args: timm/{name} does not take them: {' '.join(str(error).split())}") from error
     if not hasattr(draft, "forward_intermediates"):
         raise UserError(f"model: timm/{name} gives no feature maps (allowed: models with forward_intermediates)")
-    arguments = {**size_arguments(draft, stem, image_size), **model_args}
+    arguments = {**own_arguments(draft, stem, image_size), **model_args}
     try:
         net = create(name, arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -87,10 +89,12 @@ def check_name(name: str) -> None:
         raise unknown("model", f"timm/{name}", [f"timm/{known}" for known in [architecture, *tagged]])
 
 
-def size_arguments(draft: nn.Module, stem: stems.ResolvedStem, image_size: int) -> dict[str, object]:
-    """Return the constructor's arguments for the image size and the patches, as far as its class takes them."""
+def own_arguments(draft: nn.Module, stem: stems.ResolvedStem, image_size: int) -> dict[str, object]:
+    """Return our arguments for the constructor (image size, patches, start of branches), as far as its class takes them."""
     takes = {parameter for base in type(draft).__mro__ for parameter in signature(base).parameters}
     arguments: dict[str, object] = {}
+    if "zero_init_last" in takes:
+        arguments["zero_init_last"] = False
     if "img_size" in takes:
         arguments["img_size"] = image_size
     arguments |= {name: True for name in ("dynamic_img_size", "dynamic_img_pad") if name in takes}

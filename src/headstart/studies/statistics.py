@@ -18,8 +18,6 @@ LEVEL = 0.05  # a corrected p below this is called a difference
 TINY = 1e-9  # scores closer than this are equal: rounding, not images
 
 Floats = NDArray[np.float64]
-
-
 Scores = dict[Curve, dict[str, dict[int, float]]]  # curve -> labels -> seed -> score
 
 
@@ -51,17 +49,17 @@ def summarise(
     """
     scores, images = _collect(rows, baseline)
     unit = classes if classes and all(labels.isdigit() for labels in images) else 1
-    with_baseline, between_arms = _pairs(list(scores), baseline)
-    comparisons = _comparisons(scores, images, with_baseline + between_arms, confidence)
+    main, rest = _pairs(list(scores), baseline)
+    comparisons = _comparisons(scores, images, main + rest, confidence)
     saved = [
-        row for pair in with_baseline for row in _labels_saved(scores, images, pair, confidence, bootstrap, seed, unit)
+        row for pair in main for row in _labels_saved(scores, images, pair, confidence, bootstrap, seed, unit)
     ]
     return {
         "score": score,
         "baseline": baseline,
         "confidence": confidence,
         "seeds": len({seed for curve in scores.values() for cells in curve.values() for seed in cells}),
-        "unit": "labels per class" if unit > 1 else "labelled images",
+        "unit": _unit(unit),
         "scores": [
             {**curve._asdict(), "labels": labels, "images": images[labels], **_mean(list(cells.values()), confidence)}
             for curve, budgets in scores.items()
@@ -69,7 +67,7 @@ def summarise(
         ],
         "comparisons": comparisons,
         "labels_saved": saved,
-        "verdict": verdict(comparisons, baseline, confidence),
+        "verdict": verdict(comparisons, saved, baseline, confidence),
     }
 
 
@@ -88,13 +86,18 @@ def _collect(rows: Iterable[Row], baseline: str) -> tuple[Scores, dict[str, int]
 
 
 def _pairs(curves: Sequence[Curve], baseline: str) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs of curves to compare: those with a baseline on the right, and those of two pretrained arms."""
+    """Return the pairs of curves to compare: what labels saved are read from, then the rest.
+
+    The first ones put pretrained curves against the supervised baseline, and frozen ones against random features. The
+    rest are pretrained arms against each other, and random features against the supervised baseline.
+    """
     supervised = Curve(baseline, "finetune")
-    same = [(curve, Curve(baseline, curve.transfer)) for curve in curves if curve.arm != baseline]
-    other = [(curve, supervised) for curve in curves if curve.transfer != "finetune"]
     pretrained = [curve for curve in curves if curve.arm != baseline]
-    between = [(a, b) for a, b in combinations(pretrained, 2) if a.transfer == b.transfer]
-    return [pair for pair in same + other if pair[1] in curves], between
+    main = [(curve, supervised) for curve in pretrained]
+    main += [(curve, Curve(baseline, curve.transfer)) for curve in pretrained if curve.transfer != "finetune"]
+    rest = [(a, b) for a, b in combinations(pretrained, 2) if a.transfer == b.transfer]
+    rest += [(curve, supervised) for curve in curves if curve.arm == baseline and curve != supervised]
+    return [pair for pair in main if pair[1] in curves], [pair for pair in rest if pair[1] in curves]
 
 
 def t_interval(values: Sequence[float], confidence: float) -> tuple[float | None, float | None]:
@@ -247,10 +250,16 @@ def _in_words(needed: float, ends: tuple[float, float] | None, images: int, grid
         "high": high,
         "bound": "inside" if inside else "above" if needed > 0 else "below",
         "saved": float(needed - images) if inside else None,
+        "saves": bool(ends and ends[0] > images),  # the whole interval does
+        "unit": _unit(unit),
         "text": text(needed),
         "interval": " to ".join(dict.fromkeys(map(text, ends))) if ends else "unknown (one seed)",
         "saved_text": text(needed, less=images),
     }
+
+
+def _unit(unit: int) -> str:
+    return "labels per class" if unit > 1 else "labelled images"
 
 
 def _count(value: float) -> str:

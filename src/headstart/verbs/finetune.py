@@ -49,7 +49,7 @@ def finetune(
         UserError: one line that names the setting and what is allowed.
     """
     folder = Path(out)
-    settings = check(start.settings(Finetune, given, config=config, out=folder, resume=resume))
+    settings = start.settings(Finetune, given, check, config=config, out=folder, resume=resume)
     if is_first_process():
         runs.check_out(folder, resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:

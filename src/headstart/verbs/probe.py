@@ -50,8 +50,7 @@ def probe(
     Raises:
         UserError: one line that names the setting and what is allowed.
     """
-    settings = start.settings(Probe, {**given, "init": str(init)}, config=config, out=None, resume=False)
-    settings = check(settings)
+    settings = start.settings(Probe, {**given, "init": str(init)}, check, config=config, out=None, resume=False)
     data = limited(open_data(settings.data), settings.limit)
     folder = Path(out) if out is not None else None
     if folder is None and settings.init != "none" and Path(settings.init).is_dir():

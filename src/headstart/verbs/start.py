@@ -1,6 +1,6 @@
 """How a verb starts: settings from a file and from its arguments, a backbone from wherever its weights come from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,14 +36,20 @@ class Initialised(NamedTuple):
 
 
 def settings(
-    kind: type[SettingsT], given: Mapping[str, Any], *, config: str | Path | None, out: Path | None, resume: bool
+    kind: type[SettingsT],
+    given: Mapping[str, Any],
+    check: Callable[[SettingsT], SettingsT],
+    *,
+    config: str | Path | None,
+    out: Path | None,
+    resume: bool,
 ) -> SettingsT:
-    """Return a verb's settings: those given win over the file's, and a resumed run has the ones that it began with."""
+    """Return a verb's checked settings: those given win over the file's; a resumed run has those that it began with."""
     if config is not None:
         given = {**kind.read(Path(config)).model_dump(exclude_unset=True), **given}
     if resume and out is not None and (out / runs.CONFIG).exists():
-        return runs.stored_settings(kind, out, given)
-    return kind.create(**given)
+        return runs.stored_settings(kind, out, given, check)
+    return check(kind.create(**given))
 
 
 def run_settings(init: str) -> dict[str, Any] | None:
