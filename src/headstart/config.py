@@ -33,6 +33,11 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _written(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+Location = Annotated[str, BeforeValidator(_written)]
 Budget = Annotated[str, BeforeValidator(_text)]
 Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
 Budgets = Annotated[tuple[Budget, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -77,7 +82,7 @@ class Settings(BaseModel):
 class Training(Settings):
     """What every training shares."""
 
-    data: str
+    data: Location
     """DATA: a folder, or the name of a known data set."""
     limit: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many images, of every class and split its share (none: all)."""
@@ -141,7 +146,7 @@ class Pretrain(Training):
 class Finetune(Training):
     """Settings of ``headstart finetune``."""
 
-    init: str = "none"
+    init: Location = "none"
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
     task: Literal["classify"] = "classify"
     """What is learned from the labels."""
@@ -176,9 +181,9 @@ class Finetune(Training):
 class Probe(Settings):
     """Settings of ``headstart probe``."""
 
-    init: str
+    init: Location
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
-    data: str
+    data: Location
     """DATA with labels: class folders, or the name of a known data set."""
     limit: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many images, of every class and split its share (none: all)."""
@@ -213,7 +218,7 @@ class Study(Settings):
 
     name: str = "study"
     """What the report is called."""
-    data: str
+    data: Location
     """DATA with labels."""
     limit: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many images, of every class and split its share (none: all)."""

@@ -85,7 +85,7 @@ def test_arguments_are_checked_against_the_signature(name):
 
 def test_simclr_takes_text_from_the_command_line_but_no_nonsense():
     assert resolve("simclr", {"temperature": "0.5"})["temperature"] == 0.5
-    with pytest.raises(UserError, match="method_args.temperature"):
+    with pytest.raises(UserError, match=r"method_args\.temperature"):
         resolve("simclr", {"temperature": "warm"})
 
 

@@ -31,6 +31,11 @@ QUICK = {**DIGITS, **MODEL, "epochs": 1, "batch_size": 32, "quiet": True}
 BUDGET = {**DIGITS, "labels": "5", "epochs": 1, "min_steps": 8, "evaluations": 4, "batch_size": 25, "quiet": True}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(seeded):
+    torch.set_num_threads(1)  # such small networks gain nothing from more
+
+
 def files_in(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 

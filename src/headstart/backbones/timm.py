@@ -41,9 +41,9 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
 
     Networks made for one image size are built for ``image_size``. Where the library takes other sizes later on (the
     plain vision transformers), it is told to. The small stem of a network that cuts images into patches has patches of
-    a quarter of the side, at least 2 pixels. Residual branches start alive, as torchvision's do: timm starts ResNets with
-    branches that give zero, and what is left of the image then is one pixel in a few, so that random features are worth
-    next to nothing (18 against 84 % for a linear probe on digits) and few steps of training do not get far.
+    a quarter of the side, at least 2 pixels. Residual branches start alive, as torchvision's do: timm starts ResNets
+    with branches that give zero, and what is left of the image then is one pixel in a few. Random features are worth
+    next to nothing so (18 against 84 % for a linear probe on digits), and few steps of training do not get far.
     """
     check_name(name)
     try:
@@ -90,7 +90,7 @@ def check_name(name: str) -> None:
 
 
 def own_arguments(draft: nn.Module, stem: stems.ResolvedStem, image_size: int) -> dict[str, object]:
-    """Return our arguments for the constructor (image size, patches, start of branches), as far as its class takes them."""
+    """Return our arguments for the constructor, as far as its class takes them."""
     takes = {parameter for base in type(draft).__mro__ for parameter in signature(base).parameters}
     arguments: dict[str, object] = {}
     if "zero_init_last" in takes:

@@ -11,6 +11,7 @@ TRANSFERS = {
 }
 NOTHING = "–"
 LONGEST_NAME = 44
+MOST_DETAILS = 6  # in the terminal; the page has all
 
 Summary = Mapping[str, Any]
 Lines = Sequence[tuple[str, Sequence[str]]]  # a name and one cell per column
@@ -23,16 +24,19 @@ def text_table(summary: Summary, width: int = 100) -> str:
     blocks = [
         fill(f"{title}; {summary['score']} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width)
         + "\n"
-        + _grid(names, _score_lines(summary, transfer), width)
+        + _grid("arm", names, _score_lines(summary, transfer), width)
         for transfer, title in TRANSFERS.items()
         if any(row["transfer"] == transfer for row in summary["scores"])
     ]
-    verdict = [summary["verdict"]["headline"], *(f"- {detail}" for detail in summary["verdict"]["details"])]
-    blocks.append("Verdict\n" + "\n".join(fill(line, width, subsequent_indent="  ") for line in verdict))
-    saved = _saved_lines(summary)
-    if saved:
-        about = f"Labels saved: {summary['unit']} that the baseline needs for the same score ({interval})"
-        blocks.append(fill(about, width) + "\n" + _grid(names, saved, width))
+    curves, saved = _saved_lines(summary)
+    if curves:
+        about = f"Labels saved: {summary['unit']} that {_reference(summary)} needs for the same score ({interval})"
+        blocks.append(fill(about, width) + "\n" + _grid(budget_unit(summary), curves, saved, width))
+    told = summary["verdict"]["details"]
+    details = [fill(f"- {detail}", width, subsequent_indent="  ") for detail in told[:MOST_DETAILS]]
+    if len(told) > MOST_DETAILS:
+        details.append(f"- {len(told) - MOST_DETAILS} more in the report")
+    blocks.append("Verdict\n" + "\n".join([fill(summary["verdict"]["headline"], width), *details]))
     return "\n\n".join(blocks)
 
 
@@ -73,19 +77,35 @@ def _score_lines(summary: Summary, transfer: str) -> Lines:
     return [(arm, [found.get((arm, labels), NOTHING) for labels in budgets(summary)]) for arm in arms]
 
 
-def _saved_lines(summary: Summary) -> Lines:
+def _reference(summary: Summary) -> str:
+    """Return the strongest baseline there is: training from scratch, if it is in the study."""
+    known = {row["baseline_transfer"] for row in summary["labels_saved"]}
+    strongest = max(known, key=list(TRANSFERS).index, default="finetune")
+    return f"{summary['baseline']} + {strongest}"
+
+
+def _saved_lines(summary: Summary) -> tuple[Sequence[str], Lines]:
+    """Return the curves held against the strongest baseline, and per budget what it needs to reach each of them."""
     found: dict[str, dict[str, str]] = {}
     for row in summary["labels_saved"]:
-        name = f"{row['arm']} {row['transfer']} vs {row['baseline']} {row['baseline_transfer']}"
-        found.setdefault(name, {})[row["labels"]] = needed_text(row)
-    return [(name, [cells.get(labels, NOTHING) for labels in budgets(summary)]) for name, cells in found.items()]
+        if f"{row['baseline']} + {row['baseline_transfer']}" == _reference(summary):
+            found.setdefault(f"{row['arm']} + {row['transfer']}", {})[row["labels"]] = needed_text(row)
+    lines = [
+        (budget_name(labels, summary), [cells.get(labels, NOTHING) for cells in found.values()])
+        for labels in budgets(summary)
+    ]
+    return list(found), lines
 
 
-def _grid(columns: Sequence[str], lines: Lines, width: int) -> str:
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def _grid(corner: str, columns: Sequence[str], lines: Lines, width: int) -> str:
     """Return aligned text; columns that do not fit go on in a further table below."""
-    names = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name, _ in lines]
-    first = max(map(len, names))
-    widths = [max(len(head), *(len(cells[i]) for _, cells in lines)) + 2 for i, head in enumerate(columns)]
+    names, heads = [_short(name) for name, _ in lines], [_short(head) for head in columns]
+    first = max(map(len, [corner, *names]))
+    widths = [max(len(head), *(len(cells[i]) for _, cells in lines)) + 2 for i, head in enumerate(heads)]
     parts: list[list[int]] = [[]]
     for i, column in enumerate(widths):
         if parts[-1] and first + sum(widths[j] for j in parts[-1]) + column > width:
@@ -93,7 +113,7 @@ def _grid(columns: Sequence[str], lines: Lines, width: int) -> str:
         parts[-1].append(i)
     tables = []
     for part in parts:
-        head = " " * first + "".join(columns[i].rjust(widths[i]) for i in part)
+        head = corner.ljust(first) + "".join(heads[i].rjust(widths[i]) for i in part)
         body = [
             name.ljust(first) + "".join(cells[i].rjust(widths[i]) for i in part)
             for name, (_, cells) in zip(names, lines, strict=True)

@@ -2,12 +2,16 @@
 
 import multiprocessing
 import os
+import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headstart import runs
@@ -110,17 +114,37 @@ def prepare_study(study: Study) -> "Prepared":
     return prepare(study)
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of processes, which end at once when this process is interrupted or killed."""
     # The fork server imports torch once, and its children share that memory; it never runs it, so forking is safe.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["headstart.studies.prepare", *(f"headstart.verbs.{verb}" for verb in VERBS)])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(workers,))
+    heard, alive = multiprocessing.Pipe(duplex=False)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, heard))
+    with heard, alive:
+        try:
+            yield pool
+        except BaseException:
+            alive.close()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(workers: int) -> None:
+def _start_worker(threads: int, heard: Connection) -> None:
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    Thread(target=_end_with_parent, args=(heard,), daemon=True).start()
+
+
+def _end_with_parent(heard: Connection) -> None:
+    with suppress(EOFError, OSError):
+        heard.recv()  # nothing is ever sent: it returns when the parent's end is closed, by whatever ended the parent
+    os._exit(1)
 
 
 def run_cell(cell: Cell, folder: Path) -> str | None:

@@ -14,14 +14,22 @@ class Curve(NamedTuple):
 
 
 def called(rows: Sequence[Row], *verdicts: str) -> list[Row]:
+    """Return the comparisons with one of these verdicts."""
     return [row for row in rows if row["verdict"] in verdicts]
 
 
 def single(rows: Sequence[Row]) -> list[Row]:
+    """Return the comparisons at one budget, without that over all budgets."""
     return [row for row in rows if row["labels"] != "overall"]
 
 
-def name(curve: Curve, baseline: str) -> str:
+def whole(rows: Sequence[Row]) -> Row:
+    """Return the comparison over all budgets, or the first one if no seed has all budgets."""
+    return next((row for row in rows if row["labels"] == "overall"), rows[0])
+
+
+def use_of(curve: Curve, baseline: str) -> str:
+    """Return what is done with a backbone: ``finetuning from simclr``, ``a linear probe on random features``."""
     if curve.transfer == "finetune":
         return "training from scratch" if curve.arm == baseline else f"finetuning from {curve.arm}"
     features = "random features" if curve.arm == baseline else f"frozen {curve.arm} features"
@@ -29,28 +37,32 @@ def name(curve: Curve, baseline: str) -> str:
 
 
 def capital(text: str) -> str:
+    """Return a sentence with its first letter in capitals."""
     return text[0].upper() + text[1:]
 
 
 def excludes_zero(row: Row) -> bool:
-    return bool(row["low"] is not None and row["low"] * row["high"] > 0)
+    """Return whether the interval of a difference, which is not corrected, lies on one side of zero."""
+    return row["low"] is not None and bool(row["low"] * row["high"] > 0)
 
 
-def interval(row: Row, confidence: float) -> str:
+def ends_of(row: Row, confidence: float) -> str:
+    """Return the interval of a difference in percentage points: ``95 % interval 1.9 to 3.8``."""
     return f"{100 * confidence:g} % interval {points(row['low'])} to {points(row['high'])}"
 
 
 def size(row: Row, confidence: float) -> str:
     """Return a difference in percentage points with its interval, which is not corrected."""
     before = " before correction" if row["verdict"] == "no difference" and excludes_zero(row) else ""
-    return f"{points(row['difference'], '+')} points, {interval(row, confidence)}{before}"
+    return f"{points(row['difference'], '+')} points, {ends_of(row, confidence)}{before}"
 
 
 def points(share: float, plus: str = "") -> str:
+    """Return a share in percentage points, with a typographic minus; ``plus="+"`` gives every number a sign."""
     return f"{100 * share:{plus}.1f}".replace("-", "−")
 
 
-def at(chosen: Sequence[Row], rows: Sequence[Row], every: str = "every") -> str:
+def places(chosen: Sequence[Row], rows: Sequence[Row], every: str = "every") -> str:
     """Return where the chosen comparisons of a pair were made: by name, or ``at every label budget``."""
     everywhere = len(chosen) == len(single(rows)) > 1
     return f"at {every} label budget" if everywhere else where(*(row["labels"] for row in chosen))
@@ -69,10 +81,5 @@ def where(*budgets: str) -> str:
 
 
 def join(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def bounds(text: str) -> str:
-    return text.replace("> ", "more than ").replace("< ", "fewer than ")
-
-

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr, stdtrit
 
-from headstart.studies.verdict import TRANSFERS, Curve, Pair, Row, verdict
+from headstart.studies.phrases import Curve, Row
+from headstart.studies.verdict import TRANSFERS, Pair, verdict
 
 LEVEL = 0.05  # a corrected p below this is called a difference
 TINY = 1e-9  # scores closer than this are equal: rounding, not images
@@ -51,9 +52,7 @@ def summarise(
     unit = classes if classes and all(labels.isdigit() for labels in images) else 1
     main, rest = _pairs(list(scores), baseline)
     comparisons = _comparisons(scores, images, main + rest, confidence)
-    saved = [
-        row for pair in main for row in _labels_saved(scores, images, pair, confidence, bootstrap, seed, unit)
-    ]
+    saved = [row for pair in main for row in _labels_saved(scores, images, pair, confidence, bootstrap, seed, unit)]
     return {
         "score": score,
         "baseline": baseline,
