@@ -1,12 +1,13 @@
 """The commands: options become calls of the functions of the same name, nothing else."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
 
 import headstart
 from headstart.errors import UserError, unknown
@@ -35,9 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"headstart: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("headstart: interrupted; the same command with --resume goes on", file=sys.stderr)
+        again = "the same command" if words[0] in ("study", "demo") else "the same command with --resume"
+        print(f"headstart: interrupted; {again} goes on", file=sys.stderr)
         return 130
-    if outcome is not None:
+    # a training on several devices starts this command again for each of them
+    if outcome is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         print(outcome)
     return 0
 
@@ -51,6 +54,7 @@ def build_app(asked: str) -> App:
         version=_version,
         help_format="plaintext",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative=()),
     )
     for name, (help_line, settings, own) in COMMANDS.items():
@@ -136,7 +140,10 @@ def _value(value: Any) -> Any:
         return value
     import yaml
 
-    return {name: yaml.safe_load(text) for name, text in value.items()}
+    try:
+        return {name: yaml.safe_load(text) for name, text in value.items()}
+    except yaml.YAMLError:
+        raise UserError(f"{', '.join(value)}: {', '.join(value.values())} cannot be read as YAML") from None
 
 
 def _version() -> str:
@@ -146,6 +153,11 @@ def _version() -> str:
 
 
 def _one_line(error: Exception) -> str:
+    match error:
+        case MissingArgumentError(argument=argument) if argument is not None:
+            return f"{argument.name.lstrip('-')}: needs a value"
+        case UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"'{first}': belongs to no option (allowed: --name value)"
     return " ".join(str(error).split())
 
 

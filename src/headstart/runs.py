@@ -12,14 +12,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from headstart.config import Settings, read_yaml
 from headstart.errors import UserError
+from headstart.settings import Settings, read_yaml
 
 CONFIG, RESULT, METRICS, ENVIRONMENT = "config.yaml", "result.json", "metrics.jsonl", "environment.json"
 LAST, BEST = Path("checkpoints", "last.ckpt"), Path("checkpoints", "best.ckpt")
 BACKBONE, HEAD = "backbone.safetensors", "head.safetensors"
 SettingsT = TypeVar("SettingsT", bound=Settings)
-_OURS = (CONFIG, "study.yaml")  # a folder that holds neither was not made here, and is never deleted
+STUDY = "study.yaml"
+# What a run or a study puts into its folder; anything else is the user's and never deleted.
+_FILES = (CONFIG, STUDY, RESULT, METRICS, ENVIRONMENT, BACKBONE, HEAD)
+_OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv"} | {
+    "cells",
+    "results.csv",
+    "summary.json",
+    "report.html",
+}
 _PACKAGES = ("headstart", "torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
 
 
@@ -90,22 +98,32 @@ def stored_settings(
     return stored
 
 
-def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Check that a run may write into the folder; changes nothing.
+def check_out(out: Path, verb: str, *, resume: bool, overwrite: bool) -> None:
+    """Check that a run of the verb may write into the folder; changes nothing.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or cannot be.
     """
     if resume and overwrite:
         raise UserError("resume: cannot go with overwrite (allowed: one of them)")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} is a file, not a folder")
-    # a process that was killed right at its start leaves hidden files behind
-    if not out.exists() or all(path.name.startswith(".") for path in out.iterdir()):
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"out: {out} is a file, not a folder")
+        found = {path.name for path in out.iterdir()} if out.exists() else set()
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be a folder ({error.strerror})") from None
+    found = {name for name in found if not _is_leftover(name)}
+    if not found:
         return
-    ours = any((out / name).exists() for name in _OURS)
-    if not ours:
+    held = _held(out)
+    if held is None:
         raise UserError(f"out: {out} is not empty and holds no run (allowed: a new or empty folder)")
+    if held != verb:
+        raise UserError(f"out: {out} holds a {held}, not a {verb} (allowed: a new or empty folder)")
+    if overwrite and found - _OURS:
+        raise UserError(
+            f"overwrite: {out} also holds {sorted(found - _OURS)[0]}, which is of no run; nothing was deleted"
+        )
     if not (resume or overwrite):
         raise UserError(f"out: {out} is not empty (allowed: a new or empty folder, --resume or --overwrite)")
 
@@ -118,17 +136,20 @@ def create(
     Raises:
         UserError: the folder holds something else, or another process writes to it.
     """
-    check_out(out, resume=resume, overwrite=overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = _lock(out)
+    check_out(out, str(facts["verb"]), resume=resume, overwrite=overwrite)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = _lock(out)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written to ({error.strerror})") from None
     if overwrite:
         _empty(out)
     for leftover in out.rglob(".*.part"):  # of a process that was killed while it wrote
         leftover.unlink()
     finished = (out / RESULT).exists()
     if not finished:
-        write_text(out / name, settings.to_yaml())
         write_text(out / ENVIRONMENT, json.dumps({**environment(), **facts}, indent=1))
+        write_text(out / name, settings.to_yaml())
     return Run(out, finished, lock)
 
 
@@ -228,9 +249,22 @@ def _lock(out: Path) -> TextIO:
     return file
 
 
+def _is_leftover(name: str) -> bool:
+    """Say whether a file is what a process leaves that was killed right at its start."""
+    return name == ".lock" or (name.startswith(".") and name.endswith(".part"))
+
+
+def _held(out: Path) -> str | None:
+    """Return the verb whose run or study a folder holds, None when it holds none."""
+    try:
+        verb = json.loads((out / ENVIRONMENT).read_text())["verb"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(verb)
+
+
 def _empty(out: Path) -> None:
-    # the config goes last: until then the folder still says whose it is
-    for path in sorted(out.iterdir(), key=lambda path: path.name in _OURS):
-        if path.name == ".lock":
-            continue
+    # what says whose the folder is goes last
+    ours = [path for path in out.iterdir() if path.name in _OURS]
+    for path in sorted(ours, key=lambda path: path.name == ENVIRONMENT):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -4,8 +4,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from headstart.config import Finetune, Pretrain, Probe, Study, identity
+from headstart.config import Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
+from headstart.settings import identity
 
 STUDY = {"data": "digits", "arms": {"scratch": None, "simclr": {"method": "simclr"}}}
 
@@ -76,7 +77,7 @@ def test_a_mistake_is_one_line_that_names_the_field(kind, values, message):
 def test_a_file_that_is_no_settings_is_refused(text, tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match="config: .*broken.yaml"):
+    with pytest.raises(UserError, match=r"config: .*broken\.yaml"):
         Pretrain.read(path)
     with pytest.raises(UserError, match="config: no file"):
         Pretrain.read(tmp_path / "missing.yaml")

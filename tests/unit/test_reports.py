@@ -11,14 +11,16 @@ import pytest
 from PIL import Image
 
 from headstart.errors import UserError
+from headstart.reports.facts import key_facts, questions, saved_tables
 from headstart.reports.figures import curve_figures, panels, save_curves_png, styles
-from headstart.reports.page import key_facts, report
+from headstart.reports.page import report
 from headstart.reports.table import text_table
 from headstart.studies.statistics import summarise
 
 PER_CLASS = {"1": 10, "5": 50, "20": 200}
 MIXED = {**PER_CLASS, "50": 500, "20%": 700, "50%": 1500, "75%": 2200, "all": 3000}
 HOSTILE = "<script>alert('x')</script>"
+EMPTY = {"scores": [], "comparisons": [], "labels_saved": [], "cells": {}}
 VOID = {"meta", "link", "br", "line"}
 
 
@@ -110,7 +112,37 @@ def test_the_table_holds_every_score_with_its_interval():
         half = 100 * (row["high"] - row["mean"])
         assert f"{100 * row['mean']:.1f} ± {half:.1f}" in text
     assert " ".join(summary["verdict"]["headline"].split()) in " ".join(text.split())
-    assert "simclr finetune vs scratch finetune" in text
+    assert "that scratch + finetune needs for the same score" in text
+    assert all(line.count("─") == len(line) <= 100 for line in text.splitlines() if "─" in line)
+
+
+def test_rules_are_as_wide_as_their_tables():
+    lines = text_table(make_summary(("scratch", "simclr", "byol"), MIXED), 80).splitlines()
+    rules = [i for i, line in enumerate(lines) if line.startswith("─")]
+    assert len(rules) > 3
+    for i in rules:
+        assert len(lines[i]) == len(lines[i - 1]) == len(lines[i + 1]) <= 80
+
+
+def test_labels_saved_speak_of_pretrained_arms_against_the_strongest_baseline():
+    text = text_table(make_summary())
+    head = text[text.index("Labels saved") :].splitlines()[1]
+    assert head.split("  ")[0] == "labels per class"
+    assert [name.strip() for name in head.split("  ")[1:] if name] == ["simclr + probe", "simclr + finetune"]
+    only_probe = text_table(make_summary(transfers=("probe",)))
+    assert "that scratch + probe needs" in only_probe
+
+
+def test_long_verdicts_end_in_the_report():
+    summary = make_summary(("scratch", *"abcde"), transfers=("probe", "head", "finetune"))
+    assert len(summary["verdict"]["details"]) > 6
+    assert f"{len(summary['verdict']['details']) - 6} more in the report" in text_table(summary)
+
+
+def test_numbers_stay_with_their_percent_sign():
+    summary = make_summary()
+    for width in range(60, 100):
+        assert not any(line.lstrip().startswith("%") for line in text_table(summary, width).splitlines())
 
 
 @pytest.mark.parametrize("budgets", [{"5": 50}, PER_CLASS, MIXED])
@@ -176,18 +208,11 @@ def test_the_page_is_self_contained_and_escaped(tmp_path):
     assert len(page.scripts) == 3  # plotly once, the figures as data, ten lines that draw them
     assert "alert" not in page.scripts[1] + page.scripts[2]
     assert page.text.count(HOSTILE) >= 4  # title, heading, class, study.yaml, results: as text
-    assert summary["verdict"]["headline"] in page.text
+    assert summary["verdict"]["headline"] in page.text.replace("\u00a0", " ")
     assert json.loads(page.scripts[1]).keys() == {"probe", "finetune"}
-    for expected in (
-        "simclr, large",
-        "0.8765",
-        "versions.numpy",
-        "1 h 2 min",
-        "▲better",
-        "Holm",
-        "30.1 ± " if 0 else " ± ",
-    ):
+    for expected in ("simclr, large", "0.8765", "  numpy: 2.4.6", "1 h 2 min", "▲+", "Holm", " ± "):
         assert expected in page.text
+    assert "{'" not in page.text
 
 
 def test_hostile_arms_cannot_leave_their_place(tmp_path):
@@ -202,12 +227,14 @@ def test_hostile_arms_cannot_leave_their_place(tmp_path):
     ("seeds", "transfers"), [(1, ("probe",)), (2, ("finetune",)), (3, ("probe", "head", "finetune"))]
 )
 def test_pages_of_small_and_large_studies(tmp_path, seeds, transfers):
-    make_study(tmp_path, seeds=seeds, transfers=transfers, budgets=MIXED)
+    summary = make_study(tmp_path, seeds=seeds, transfers=transfers, budgets=MIXED)
     for optional in ("study.yaml", "environment.json", "results.csv"):
         (tmp_path / optional).unlink()
     page = Page(report(tmp_path).read_text(encoding="utf-8"))
     assert len(json.loads(page.scripts[1])) == len(transfers)
     assert ("unknown (one seed)" in page.text) == (seeds == 1)
+    assert ("What was found" in page.text) == bool(summary["verdict"]["details"])
+    assert ("Green and bold" in page.text) == any(row["saves"] for row in summary["labels_saved"])
 
 
 def test_failed_cells_are_shown(tmp_path):
@@ -222,13 +249,34 @@ def test_failed_cells_are_shown(tmp_path):
 
 
 def test_key_facts_claim_only_what_the_verdict_says():
-    saved, gain, _, evidence = key_facts(make_summary(seeds=5))
-    assert saved["value"].endswith(" labels per class")
+    summary = make_summary(seeds=5)
+    best = summary["verdict"]["best"]
+    saved, gain, _, evidence = key_facts(summary)
+    row = next(row for row in summary["labels_saved"] if row.items() >= {**best, "gain": 0}.items() - {("gain", 0)})
+    assert saved["value"] == f"{row['saved_text']} labels per class"
+    assert row["text"] in saved["note"]
     assert gain["value"].endswith(" points")
     assert evidence["value"] == "5 seeds"
     saved, gain, _, evidence = key_facts(make_summary(seeds=1))
     assert (saved["value"], gain["value"], evidence["value"]) == ("none shown", "none shown", "1 seed")
     assert key_facts(make_summary(seeds=5, gain=-0.1))[1]["value"] == "none shown"
+    row["saves"] = False
+    assert key_facts(summary)[0]["value"] == "not certain"
+
+
+def test_every_comparison_answers_one_question():
+    summary = make_summary(("scratch", "simclr", "byol"))
+    asked = questions(summary)
+    assert {title: list(lines) for title, lines in asked.items()} == {
+        "Pretrained against training from scratch": [
+            *("byol + probe", "simclr + probe", "byol + finetune", "simclr + finetune"),
+        ],
+        "Frozen pretrained features against random features": ["byol + probe", "simclr + probe"],
+        "One pretrained arm against another": ["byol + probe against simclr", "byol + finetune against simclr"],
+        "Random features against training from scratch": ["scratch + probe"],
+    }
+    assert sum(len(cells) for lines in asked.values() for cells in lines.values()) == len(summary["comparisons"])
+    assert list(saved_tables(summary)) == ["scratch + finetune", "scratch + probe"]
 
 
 def test_an_older_page_is_replaced_and_survives_a_failure(tmp_path):
@@ -249,7 +297,8 @@ def test_an_older_page_is_replaced_and_survives_a_failure(tmp_path):
         (None, "no summary.json"),
         ("[1]", "holds no JSON object"),
         ('{"loss": 1}', "is not the summary of a study"),
-        (json.dumps({"scores": [], "comparisons": [], "labels_saved": [], "verdict": {}, "cells": {}}), "finished yet"),
+        (json.dumps(EMPTY | {"verdict": {}}), "older version"),
+        (json.dumps(EMPTY | {"verdict": {"best": None}}), "finished yet"),
     ],
 )
 def test_what_is_no_study_is_refused_in_one_line(tmp_path, content, message):
@@ -258,3 +307,12 @@ def test_what_is_no_study_is_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         report(tmp_path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("folder: ")
+
+
+def test_no_folder_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^folder: '.*none' does not exist \(allowed: a folder"):
+        report(tmp_path / "none")
+    with pytest.raises(UserError, match=r"^folder: '.*file' is a file \(allowed: a folder"):
+        report(tmp_path / "file")

@@ -31,9 +31,34 @@ def test_a_folder_with_a_run_is_refused_unless_resumed_or_overwritten(tmp_path):
     with pytest.raises(UserError, match=r"out: .* is not empty \(allowed: .*--resume or --overwrite\)"):
         create(tmp_path)
     create(tmp_path, resume=True).release()
-    (tmp_path / "old").write_text("from before")
+    (tmp_path / "metrics.jsonl").write_text("from before")
     create(tmp_path, overwrite=True).release()
-    assert not (tmp_path / "old").exists()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_overwriting_deletes_nothing_but_runs_of_the_same_verb(tmp_path):
+    create(tmp_path / "mixed").release()
+    (tmp_path / "mixed" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"also holds notes\.txt.*nothing was deleted"):
+        create(tmp_path / "mixed", overwrite=True)
+    foreign = tmp_path / "app"
+    foreign.mkdir()
+    (foreign / "config.yaml").write_text("my: app")
+    (tmp_path / "repository" / ".git").mkdir(parents=True)
+    for folder in (foreign, tmp_path / "repository"):
+        with pytest.raises(UserError, match="holds no run"):
+            create(folder, overwrite=True)
+    assert (foreign / "config.yaml").read_text() == "my: app"
+    for how in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="holds a pretrain, not a study"):
+            runs.create(tmp_path / "mixed", SETTINGS, {"verb": "study"}, **{"resume": False, "overwrite": False, **how})
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match="out: "):
+            create(folder)
 
 
 def test_a_folder_of_the_users_own_is_never_touched(tmp_path):

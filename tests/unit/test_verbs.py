@@ -55,6 +55,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("verbs") / "run"
     headstart.pretrain(out=folder, **QUICK)
     return folder
@@ -252,7 +253,7 @@ def test_test_scores_are_those_of_the_weights_that_were_best_on_validation(digit
 
 
 def test_training_stops_when_patience_is_at_an_end_and_keeps_the_best(run, tmp_path, monkeypatch):
-    looks = iter([(0.5, 1.0), (0.6, 1.0), (0.6, 1.1), (0.1, 2.0)])
+    looks = iter([(0.5, 1.0), (0.6, 1.0), (0.6, 1.1), (0.1, 2.0), (0.9, 0.1)])
     monkeypatch.setattr(Supervised, "_look", lambda self: next(looks))
     settings = {**BUDGET, "min_steps": 20, "evaluations": 10, "epochs": 1}
     found = headstart.finetune(init=run, out=tmp_path / "run", patience=2, **settings)

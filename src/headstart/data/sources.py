@@ -60,7 +60,7 @@ def open_data(data: str | Path, *, max_bad: float = 0.01) -> DataSet:
         return _open_folder(root, max_bad)
     if root.exists():
         raise UserError(f"data: {name} is a file (allowed: a folder of images, {', '.join(KNOWN_DATA)})")
-    raise unknown("data", name, ["a folder of images (there is none at this path)", *KNOWN_DATA])
+    raise unknown("data", name, [f"a folder of images (there is none at {root.absolute()})", *KNOWN_DATA])
 
 
 def cache_folder() -> Path:

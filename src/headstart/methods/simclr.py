@@ -12,6 +12,7 @@ from headstart.contracts import Backbone, Batch, Method
 from headstart.distributed import gather
 from headstart.losses.contrastive import nt_xent
 from headstart.nets import mlp
+from headstart.settings import Positive, PositiveFloat
 
 
 @final
@@ -21,7 +22,7 @@ class SimCLR(Method):
     paper = "Chen et al. 2020, arXiv:2002.05709"
     views = ("simclr", "simclr")
 
-    def __init__(self, backbone: Backbone, *, temperature: float = 0.2, projection_dim: int = 128) -> None:
+    def __init__(self, backbone: Backbone, *, temperature: PositiveFloat = 0.2, projection_dim: Positive = 128) -> None:
         super().__init__(backbone)
         self.temperature = temperature  # 0.1 in the paper at batch 4096, 0.5 in its CIFAR-10 recipe (app. B.9)
         self.projector = mlp([backbone.dim, backbone.dim, projection_dim])

@@ -15,6 +15,7 @@ BASELINE_COLOUR = "#7d8590"
 COLOURS = ("#2a7fc1", "#d9601a", "#0b9d75", "#c5699b", "#d99a00", "#4fa9dc")
 DASHES = {"probe": "dot", "head": "dash", "finetune": "solid"}
 MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "cross": "P", "star": "*"}
+HEIGHT = 320  # pixels
 LINES = {"probe": ":", "head": "--", "finetune": "-"}  # DASHES in matplotlib's words
 
 
@@ -74,7 +75,7 @@ def curve_figures(summary: Summary) -> dict[str, go.Figure]:
             plot_bgcolor="rgba(0,0,0,0)",
             font={"family": "system-ui, sans-serif", "size": 13},
             margin={"l": 52, "r": 12, "t": 8, "b": 56},
-            height=380,
+            height=HEIGHT,
             showlegend=False,
             hovermode="closest",
             xaxis={

@@ -22,7 +22,7 @@ def text_table(summary: Summary, width: int = 100) -> str:
     names = [budget_name(labels, summary) for labels in budgets(summary)]
     interval = f"{100 * summary['confidence']:g} % interval"
     blocks = [
-        fill(f"{title}; {summary['score']} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width)
+        _wrapped(f"{title}; {summary['score']} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width)
         + "\n"
         + _grid("arm", names, _score_lines(summary, transfer), width)
         for transfer, title in TRANSFERS.items()
@@ -31,13 +31,22 @@ def text_table(summary: Summary, width: int = 100) -> str:
     curves, saved = _saved_lines(summary)
     if curves:
         about = f"Labels saved: {summary['unit']} that {_reference(summary)} needs for the same score ({interval})"
-        blocks.append(fill(about, width) + "\n" + _grid(budget_unit(summary), curves, saved, width))
+        blocks.append(_wrapped(about, width) + "\n" + _grid(budget_unit(summary), curves, saved, width))
     told = summary["verdict"]["details"]
-    details = [fill(f"- {detail}", width, subsequent_indent="  ") for detail in told[:MOST_DETAILS]]
+    details = [_wrapped(f"- {detail}", width, indent="  ") for detail in told[:MOST_DETAILS]]
     if len(told) > MOST_DETAILS:
         details.append(f"- {len(told) - MOST_DETAILS} more in the report")
-    blocks.append("Verdict\n" + "\n".join([fill(summary["verdict"]["headline"], width), *details]))
+    blocks.append("Verdict\n" + "\n".join([_wrapped(summary["verdict"]["headline"], width), *details]))
     return "\n\n".join(blocks)
+
+
+def unbroken(text: str) -> str:
+    """Return text whose numbers stay on one line with their percent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    return fill(unbroken(text), width, subsequent_indent=indent).replace("\u00a0", " ")
 
 
 def budgets(summary: Summary) -> dict[str, int]:
@@ -62,6 +71,11 @@ def score_text(row: Mapping[str, Any]) -> str:
     """Return a mean score in percent with half its interval, as in ``84.1 ± 2.3``; without the latter for one seed."""
     mean = f"{100 * row['mean']:.1f}"
     return mean if row["low"] is None else f"{mean} ± {50 * (row['high'] - row['low']):.1f}"
+
+
+def signed(share: float | None) -> str:
+    """Return a difference of shares in percentage points with its sign."""
+    return NOTHING if share is None else f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def needed_text(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -120,6 +121,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # The fork server imports torch once, and its children share that memory; it never runs it, so forking is safe.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["headstart.studies.prepare", *(f"headstart.verbs.{verb}" for verb in VERBS)])
+    with _safe_path():
+        forkserver.ensure_running()
     heard, alive = multiprocessing.Pipe(duplex=False)
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(threads, heard))
@@ -131,6 +134,20 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep the fork server from importing a timm.py that happens to lie in the working folder."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 def _start_worker(threads: int, heard: Connection) -> None:

@@ -58,8 +58,8 @@ def size(row: Row, confidence: float) -> str:
 
 
 def points(share: float, plus: str = "") -> str:
-    """Return a share in percentage points, with a typographic minus; ``plus="+"`` gives every number a sign."""
-    return f"{100 * share:{plus}.1f}".replace("-", "−")
+    """Return a share in percentage points; ``plus="+"`` shows every sign. There is no negative zero."""
+    return f"{round(100 * share, 1) + 0.0:{plus}.1f}".replace("-", "−")
 
 
 def places(chosen: Sequence[Row], rows: Sequence[Row], every: str = "every") -> str:

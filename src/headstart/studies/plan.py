@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from headstart.config import Finetune, Pretrain, Probe, Study, identity
+from headstart.config import Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
+from headstart.settings import identity
 
 Kind = Literal["pretrain", "probe", "head", "finetune"]
 
@@ -75,6 +76,7 @@ def _pretrainings(
         yield {}, None
         return
     for choice in _grid(study, "pretrain"):
+        _refuse(f"arms.{arm}", {**study.pretrain, **start}, "seed")
         given = {**shared(study), **study.pretrain, **start, "seed": seed}
         settings = _settings(Pretrain, f"arms.{arm}", _with(given, choice))
         elsewhere = settings["data"] if settings["data"] != study.data else ""
@@ -86,6 +88,8 @@ def _transfers(
     study: Study, arm: str, seed: int, init: str, choice: Mapping[str, Any], fingerprint: str, *, needs: bool
 ) -> Iterator[Cell]:
     """Yield the cells in which a backbone meets labels: one probe for all budgets, one training for each."""
+    _refuse("probe", study.probe, "labels", "seeds", "seed", "init", "data", "limit")
+    _refuse("finetune", study.finetune, "labels", "transfer", "seed", "init", "data", "limit")
     for transfer in study.transfers:
         if transfer == "probe":
             given = {**shared(study), "labels": study.labels, **study.probe, "seeds": [seed], "seed": seed}
@@ -129,6 +133,12 @@ def _with(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, A
         _, first, *rest = name.split(".")
         changed[first] = {**changed.get(first, {}), rest[0]: value} if rest else value
     return changed
+
+
+def _refuse(where: str, given: Mapping[str, Any], *reserved: str) -> None:
+    for name in reserved:
+        if name in given:
+            raise UserError(f"{where}: {name} is for the study to set (allowed: the study's own {name})")
 
 
 def _settings(kind: type[Pretrain | Finetune | Probe], where: str, values: Mapping[str, Any]) -> dict[str, Any]:

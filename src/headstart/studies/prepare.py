@@ -3,16 +3,16 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from headstart import methods
 from headstart.backbones import build
-from headstart.config import Pretrain, Study
+from headstart.config import Finetune, Pretrain, Study
 from headstart.data import facts
+from headstart.data.index import DataSet
 from headstart.data.sources import open_data
 from headstart.data.splits import label_subset, limited, parse_budget, split
 from headstart.errors import UserError
 from headstart.studies.plan import shared
 from headstart.training.machine import default_workers, device_name
-from headstart.verbs import resolve, start
+from headstart.verbs import finetune, pretrain, resolve, start
 
 
 class Prepared(NamedTuple):
@@ -40,25 +40,26 @@ def prepare(study: Study) -> Prepared:
     study = study.updated(data=start.absolute(study.data))
     for labels in study.labels:
         parse_budget(labels)
-    for arm, init in study.arms.items():
-        if isinstance(init, Mapping):
-            _check_pretraining(study, arm, init)
     data = limited(open_data(study.data), study.limit)
     data.require_labels("data")
     splits = split(data)
     for labels in study.labels:
         label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
     study = study.updated(image_size=resolve.image_size(study.image_size, facts.native_size(data)))
+    for arm, init in study.arms.items():
+        if isinstance(init, Mapping):
+            _check_pretraining(study, arm, init, data)
+    finetune.check(Finetune.create(**{**shared(study), **study.finetune}))
     _check_backbones(study)
     described = facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})
     return Prepared(study, described, device_name(), default_workers(int(study.image_size)))
 
 
-def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any]) -> None:
+def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: DataSet) -> None:
     try:
-        settings = Pretrain.create(**{**shared(study), **study.pretrain, **init})
-        methods.resolve(settings.method, settings.method_args)
-        resolve.view_names(settings.views, methods.find(settings.method).views, settings.data, 1)
+        settings = pretrain.check(Pretrain.create(**{**shared(study), **study.pretrain, **init}))
+        own = data if settings.data == study.data else limited(open_data(settings.data), settings.limit)
+        pretrain.resolve_settings(settings, own)
     except UserError as error:
         raise UserError(f"arms.{arm}: {error}") from None
 

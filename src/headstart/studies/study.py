@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart import runs
-from headstart.config import Study, signature
+from headstart.config import Study
 from headstart.errors import UserError
 from headstart.progress import say
 from headstart.reports.page import report
 from headstart.reports.table import text_table
+from headstart.settings import signature
 from headstart.studies.execute import execute, in_worker, prepare_study
 from headstart.studies.plan import Cell, plan
 from headstart.studies.results import collect, to_csv
@@ -23,7 +24,7 @@ from headstart.verbs.result import Result
 if TYPE_CHECKING:
     from headstart.studies.prepare import Prepared
 
-SUMMARY, RESULTS, CELLS, STUDY = "summary.json", "results.csv", "cells", "study.yaml"
+SUMMARY, RESULTS, CELLS = "summary.json", "results.csv", "cells"
 
 
 def study(
@@ -57,6 +58,9 @@ study.__signature__ = signature(Study, before=parameters.STUDY)  # type: ignore[
 
 def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: bool, quiet: bool) -> Result:
     """Run a study with checked settings. This process never loads torch: its workers do, and share that memory."""
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: {workers} (allowed: 1 or more)")
+    runs.check_out(folder, "study", resume=not overwrite, overwrite=overwrite)
     prepared = in_worker(prepare_study, settings)
     settings = prepared.study
     cells = plan(settings, prepared.data["fingerprint"])
@@ -114,7 +118,8 @@ def conclude(
     }
     runs.write_text(folder / SUMMARY, json.dumps(summary, indent=1))
     page = report(folder)
-    text = f"{text_table(summary)}\n\nreport: {page}"
+    lost = f"{len(failed)} of {len(cells)} cells failed; run the study again to try them again\n" if failed else ""
+    text = f"{text_table(summary)}\n\n{lost}report: {page}"
     return Result(folder, settings.model_dump(mode="json"), summary, text)
 
 
@@ -130,7 +135,7 @@ def _open_folder(prepared: "Prepared", folder: Path, *, overwrite: bool) -> runs
     Raises:
         UserError: it holds another study, or something else.
     """
-    settings, stored = prepared.study, folder / STUDY
+    settings, stored = prepared.study, folder / runs.STUDY
     if stored.exists() and not overwrite and Study.read(stored) != settings:
         before, now = Study.read(stored).model_dump(), settings.model_dump()
         name = next(name for name in now if now[name] != before[name])
@@ -139,4 +144,4 @@ def _open_folder(prepared: "Prepared", folder: Path, *, overwrite: bool) -> runs
         )
     known = {"verb": "study", "device": prepared.device, "data": prepared.data}
     resume = stored.exists() and not overwrite
-    return runs.create(folder, settings, known, resume=resume, overwrite=overwrite, name=STUDY)
+    return runs.create(folder, settings, known, resume=resume, overwrite=overwrite, name=runs.STUDY)

@@ -58,7 +58,7 @@ def verdict(comparisons: Sequence[Row], saved: Sequence[Row], baseline: str, con
     )
     best, rows = ordered[0], rivals[ordered[0]]
     reached = {row["labels"]: row for row in saved if _pair(row) == (best, right)}
-    told = ordered if _leaves_details(right, rows) else ordered[1:]
+    told = [left for left in ordered[not _leaves_details(right, rows) :] if called(rivals[left], *DECIDED)]
     details = [_sentence((left, right), rivals[left], baseline, confidence) for left in told]
     details += _random_features(pairs, right) + _between_arms(pairs, baseline, confidence)
     telling = _telling(rows, reached)
@@ -166,14 +166,16 @@ def _sentence(pair: Pair, rows: Sequence[Row], baseline: str, confidence: float)
     for verdict, first, later in (
         ("better", f"{left} beats {right}", "it is better"),
         ("worse", f"{left} is worse than {right}", "it is worse"),
-        ("no difference", f"{left} shows no difference from {right}", "no difference was shown"),
-        ("unknown", f"one seed cannot tell {left} from {right}", "one seed cannot tell"),
+        ("no difference", f"no difference between {left} and {right} was shown", "no difference was shown"),
+        ("unknown", f"one seed cannot compare {left} with {right}", "one seed cannot tell"),
     ):
         chosen = called(single(rows), verdict)
         if not chosen:
             continue
         undecided = verdict in ("no difference", "unknown")
-        clause = f"{later if clauses else first} {places(chosen, rows, 'any' if undecided else 'every')}"
+        elsewhere = len(chosen) > 1 and chosen == called(single(rows), "no difference", "unknown") and bool(clauses)
+        place = "elsewhere" if elsewhere else places(chosen, rows, "any" if undecided else "every")
+        clause = f"{later if clauses else first} {place}"
         if not undecided or (verdict == "no difference" and len(rows) == 1):
             largest = max(chosen, key=lambda row: abs(float(row["difference"])))
             most = f"most {where(largest['labels'])}: " if len(chosen) > 1 else ""

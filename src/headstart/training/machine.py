@@ -7,8 +7,8 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from headstart.config import Auto
 from headstart.errors import UserError
+from headstart.settings import Auto
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -31,12 +31,13 @@ def resolve_devices(devices: int | Auto) -> int:
     """Return the number of processes for `auto`: one per GPU, else one.
 
     Raises:
-        UserError: more GPUs than there are.
+        UserError: more than there are GPUs, or without any than there are cores.
     """
-    found = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     if devices == "auto":
-        return max(found, 1)
-    if found and devices > found:
+        return max(gpus, 1)
+    found = gpus or os.cpu_count() or 1
+    if devices > found:
         raise UserError(f"devices: {devices} asked, this machine has {found} (allowed: 1 to {found}, auto)")
     return devices
 

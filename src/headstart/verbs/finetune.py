@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from headstart import runs
-from headstart.config import Finetune, signature
+from headstart.config import Finetune
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.sources import open_data
 from headstart.data.splits import label_subset, limited, parse_budget, split
 from headstart.progress import say
+from headstart.settings import signature
 from headstart.tasks.classification import Classifier
 from headstart.training.machine import (
     build_fabric,
@@ -50,8 +51,9 @@ def finetune(
     """
     folder = Path(out)
     settings = start.settings(Finetune, given, check, config=config, out=folder, resume=resume)
+    start.check_outside(folder, settings.data)
     if is_first_process():
-        runs.check_out(folder, resume=resume, overwrite=overwrite)
+        runs.check_out(folder, "finetune", resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
     data = limited(open_data(settings.data), settings.limit)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headstart import methods, runs
 from headstart.backbones import build
-from headstart.config import Pretrain, signature
+from headstart.config import Pretrain
 from headstart.contracts import Method
 from headstart.data import facts
 from headstart.data.index import DataSet
@@ -19,6 +19,7 @@ from headstart.data.sources import open_data
 from headstart.data.splits import limited, split
 from headstart.progress import Track, say
 from headstart.randomness import mix
+from headstart.settings import signature
 from headstart.training import checkpoint
 from headstart.training.fit import fit
 from headstart.training.machine import (
@@ -59,8 +60,9 @@ def pretrain(
     """
     folder = Path(out)
     settings = start.settings(Pretrain, given, check, config=config, out=folder, resume=resume)
+    start.check_outside(folder, settings.data)
     if is_first_process():
-        runs.check_out(folder, resume=resume, overwrite=overwrite)
+        runs.check_out(folder, "pretrain", resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
     data = limited(open_data(settings.data), settings.limit)
@@ -218,6 +220,7 @@ def _draw_views(run: runs.Run, settings: Pretrain, data: DataSet, rows: Tensor, 
 
 def _hand_over(run: runs.Run, settings: Pretrain, method: Method, took: Mapping[str, Any], *, lean: bool) -> None:
     """Write what the run leaves behind: weights under their library's names, plots, and last of all the result."""
+    start.check_weights(method)
     start.save_weights(run.folder / runs.BACKBONE, method.backbone.net)
     start.save_weights(run.folder / runs.HEAD, method.projector)
     metrics = runs.read_metrics(run.folder)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headstart import runs
-from headstart.config import Probe, identity, signature
+from headstart.config import Probe
 from headstart.contracts import Backbone
 from headstart.data import facts
 from headstart.data.index import DataSet
@@ -21,6 +21,7 @@ from headstart.evaluation.knn import knn_predict
 from headstart.evaluation.linear import probe as probe_linear
 from headstart.evaluation.scores import classification_scores, confusion
 from headstart.progress import say
+from headstart.settings import identity, signature
 from headstart.training.machine import resolve_precision
 from headstart.verbs import parameters, resolve, start
 from headstart.verbs.result import Result, mean_and_spread, table

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from headstart.backbones import stems
 from headstart.backbones.stems import LARGEST_SMALL_IMAGE
-from headstart.config import Auto, Finetune, Pretrain, Training
+from headstart.config import Finetune, Pretrain, Training
 from headstart.errors import UserError
+from headstart.settings import Auto
 from headstart.views import Augment, preset
 
 
@@ -87,8 +88,7 @@ def pretrain(settings: Pretrain, wanted: Sequence[str], count: int, size: int) -
     """
     names = view_names(settings.views, wanted, settings.data, size)
     batch = batch_size(settings, count, 256)
-    if batch < 2 * settings.accumulate:
-        raise UserError(f"data: {count} images are too few to compare with each other (allowed: 2 or more)")
+    _check_part(batch, settings.accumulate)
     rates = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
     return settings.updated(
         image_size=size,
@@ -99,6 +99,14 @@ def pretrain(settings: Pretrain, wanted: Sequence[str], count: int, size: int) -
     )
 
 
+def _check_part(batch: int, parts: int) -> None:
+    if batch < 2 * parts:
+        raise UserError(
+            f"batch_size: {batch} images in {parts} parts (allowed: 2 or more in a part, "
+            "because images are compared and normalised with each other)"
+        )
+
+
 def _most(settings: Finetune) -> int:
     return 64 if settings.batch_size == "auto" else settings.batch_size
 
@@ -107,6 +115,8 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     """Return settings in which nothing about the training is `auto` any more."""
     # one batch size serves all label budgets of a study: the smallest of them may not fill it
     batch = batch_size(settings.updated(batch_size="auto"), count, most=_most(settings))
+    if settings.transfer == "finetune":
+        _check_part(batch, settings.accumulate)
     rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
     return settings.updated(
         image_size=size,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from headstart import runs
 from headstart.backbones import build, stems
 from headstart.backbones.weights import Matched, load_weights, pretrained_state, read_weights
-from headstart.config import Auto, Stem
 from headstart.contracts import Backbone
 from headstart.data import facts
 from headstart.data.index import DataSet
@@ -19,9 +18,11 @@ from headstart.data.sources import KNOWN_DATA
 from headstart.errors import UserError
 from headstart.randomness import mix
 from headstart.runs import SettingsT
+from headstart.settings import Auto, Stem
 from headstart.verbs import resolve
 
 PARTS = ("train", "val", "test")
+LARGEST_WEIGHT = 1e6  # published networks stay below 1e3
 DEFAULT_MODEL = "torchvision/resnet18"
 
 
@@ -104,6 +105,19 @@ def initialise(
 def absolute(data: str) -> str:
     """Return DATA such that it means the same from any working folder."""
     return str(Path(data).resolve()) if data not in KNOWN_DATA and Path(data).exists() else data
+
+
+def check_outside(out: Path, data: str) -> None:
+    """Raise a UserError when the run would lie among the images, where its plots would be taken for some."""
+    if data not in KNOWN_DATA and out.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(f"out: {out} lies inside of the data {data} (allowed: a folder outside of it)")
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raise a UserError when the last step of a training left weights behind that are of no use."""
+    largest = max(float(parameter.detach().abs().max()) for parameter in module.parameters())
+    if not largest < LARGEST_WEIGHT:
+        raise UserError(f"learning_rate: the training diverged, a weight grew to {largest:.2g} (try a lower one)")
 
 
 def last_checkpoint(folder: Path, resume: bool) -> Path | None:

@@ -84,6 +84,7 @@ class Supervised:
         batch_size = int(settings.batch_size)
         peak = scale_learning_rate(float(settings.learning_rate), batch_size, settings.learning_rate_scaling)
         looks = look_steps(steps, settings.evaluations)
+        stopped = self._impatient(looks, best, first)  # a run that was killed after it had stopped early
         count = steps * batch_size
         show = Track("finetune", count, unit="images", start=first * batch_size, quiet=quiet or run is None)
         with show as track:
@@ -104,7 +105,7 @@ class Supervised:
                 fabric=fabric,
                 learning_rates=lambda step: learning_rate(step, steps=steps, warmup=settings.warmup, peak=peak),
                 start=first,
-                steps=steps,
+                steps=first if stopped else steps,
                 parts=settings.accumulate,
                 seed=settings.seed,
             ):
@@ -115,17 +116,18 @@ class Supervised:
                     recorder.record(step, val_accuracy=accuracy, val_loss=loss)
                     if best.beaten_by(accuracy, loss):
                         best = Best(step.step, accuracy, loss, start.state_of(self.classifier))
-                patient = settings.patience is None or best.step >= looks_back(looks, step.step, settings.patience)
-                if recorder.checkpoint_due(step) or not patient:
+                stopped = self._impatient(looks, best, step.step)
+                if recorder.checkpoint_due(step) or stopped:
                     self._save_best(run, best)
                     recorder.save(step, self.classifier, optimizer)
-                if not patient:
+                if stopped:
                     break
         return best, recorder.facts()
 
     def hand_over(self, run: Run, best: Best, took: Mapping[str, Any], *, lean: bool) -> None:
         """Score the best weights once on the test images, and write them, plots, and last of all the result."""
         self.classifier.load_state_dict(dict(best.state))
+        start.check_weights(self.classifier)
         labels, logits = self._answers(self.splits.test)
         counts = confusion(labels, logits.argmax(1), len(self.data.classes))
         start.save_weights(run.folder / runs.BACKBONE, self.classifier.backbone.net)
@@ -188,7 +190,13 @@ class Supervised:
     def _look(self) -> tuple[float, float]:
         """Return accuracy and cross entropy on the validation images."""
         labels, logits = self._answers(self.splits.val)
-        return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
+        found = float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
+        # batch statistics may differ between processes, the decision to stop must not
+        return self.fabric.broadcast(found)
+
+    def _impatient(self, looks: frozenset[int], best: Best, step: int) -> bool:
+        patience = self.settings.patience
+        return patience is not None and looks_between(looks, best.step, step) >= patience
 
     def _restore(self, last: Path | None, optimizer: Optimizer) -> tuple[int, Best]:
         if last is None:
@@ -221,11 +229,10 @@ def look_steps(steps: int, looks: int) -> frozenset[int]:
     return frozenset(max(1, round(steps * (look + 1) / looks)) for look in range(looks))
 
 
-def looks_back(looks: frozenset[int], step: int, patience: int) -> int:
-    """Return the step of the look ``patience`` looks before the last one, 0 when there were not as many.
+def looks_between(looks: frozenset[int], first: int, last: int) -> int:
+    """Return how many looks there are after step ``first``, up to step ``last``.
 
-    >>> looks_back(frozenset({2, 4, 6, 8}), 7, 2), looks_back(frozenset({2, 4, 6, 8}), 4, 2)
+    >>> looks_between(frozenset({2, 4, 6, 8}), 2, 7), looks_between(frozenset({2, 4, 6, 8}), 8, 8)
     (2, 0)
     """
-    passed = sorted(look for look in looks if look <= step)
-    return passed[-patience - 1] if len(passed) > patience else 0
+    return sum(first < look <= last for look in looks)
