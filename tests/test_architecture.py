@@ -78,7 +78,7 @@ def test_no_room_is_named_for_nothing():
     assert not {path.stem for path in FILES} & {"utils", "helpers", "common", "core", "misc"}
 
 
-@pytest.mark.parametrize("statement", ["import headstart.reports.page", "import headstart.cli", "import headstart"])
+@pytest.mark.parametrize("statement", ["import headstart.reports.page", "import headstart.cli", "import headstart.studies.demo"])
 def test_reports_and_help_need_no_torch(statement):
     code = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -95,3 +95,13 @@ def test_the_picture_in_the_docs_is_this_one():
     for row, rooms in enumerate(ROWS[:-1]):
         line = next(line for line in text.splitlines() if line.startswith(f"{row} "))
         assert set(line.split()[1:]) == rooms, line
+
+
+def test_what_workers_send_back_needs_no_torch():
+    # a class that lives beside torch would be unpickled by loading it
+    from headstart.studies.demo import Look
+    from headstart.studies.plan import Prepared
+
+    for kind in (Look, Prepared):
+        code = f"import sys, {kind.__module__}; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, kind

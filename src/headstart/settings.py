@@ -97,9 +97,15 @@ class Settings(BaseModel):
 
     @classmethod
     def read(cls, path: Path, **given: Any) -> Self:
-        """Return the settings in a YAML file, in which ``given`` ones win."""
+        """Return the settings in a YAML file, in which ``given`` ones win; nested settings win one by one."""
+        stored = read_yaml(path)
+        nested = {
+            name: {**stored[name], **value}
+            for name, value in given.items()
+            if isinstance(value, Mapping) and isinstance(stored.get(name), Mapping)
+        }
         try:
-            return cls.create(**{**read_yaml(path), **given})
+            return cls.create(**{**stored, **given, **nested})
         except UserError as error:
             raise UserError(f"{error} (in {path})") from None
 

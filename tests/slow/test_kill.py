@@ -11,7 +11,7 @@ import pytest
 
 SETTINGS = [
     *("--data", "digits", "--limit", "400", "--model", "timm/resnet18", "--model-args.layers", "[1, 1, 1, 1]"),
-    *("--model-args.channels", "[16, 16, 32, 32]", "--epochs", "30", "--batch-size", "60"),
+    *("--model-args.channels", "[16, 16, 32, 32]", "--epochs", "15", "--batch-size", "60"),
     *("--checkpoint-every", "0.01", "--seed", "3"),
 ]
 
@@ -31,7 +31,8 @@ def uninterrupted(tmp_path_factory):
         if first is None and (folder / "metrics.jsonl").exists():
             first = time.monotonic() - begin
         time.sleep(0.01)
-    assert process.returncode == 0, process.stdout.read()
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
     assert first is not None
     return (folder / "backbone.safetensors").read_bytes(), first, time.monotonic() - begin
 

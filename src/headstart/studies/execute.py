@@ -19,11 +19,10 @@ from headstart import runs
 from headstart.config import Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
 from headstart.progress import Track, say
-from headstart.studies.plan import Cell
+from headstart.studies.plan import Cell, Prepared
 
 if TYPE_CHECKING:
     from headstart.data.index import DataSet
-    from headstart.studies.prepare import Prepared
 
 T = TypeVar("T")
 VERBS = ("pretrain", "probe", "finetune")
@@ -108,7 +107,7 @@ def in_worker(job: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(job, *arguments).result()
 
 
-def prepare_study(study: Study) -> "Prepared":
+def prepare_study(study: Study) -> Prepared:
     """Do the job of `headstart.studies.prepare.prepare`."""
     from headstart.studies.prepare import prepare
 

@@ -3,13 +3,29 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from headstart.config import Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
 from headstart.settings import identity
 
 Kind = Literal["pretrain", "probe", "head", "finetune"]
+
+
+class Prepared(NamedTuple):
+    """What a study must know of its data and its machine: facts without tensors, for a process that has no torch.
+
+    Attributes:
+        study: with an absolute path of the data and the image size resolved.
+        data: as `headstart.data.facts.describe` gives it, with the splits.
+        device: what trainings run on.
+        workers: how many trainings to run at the same time.
+    """
+
+    study: Study
+    data: dict[str, Any]
+    device: str
+    workers: int
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a study must know of its data and its machine before it is planned. Runs where torch is: in a worker process."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from headstart.backbones import build
 from headstart.config import Finetune, Pretrain, Study
@@ -10,25 +10,9 @@ from headstart.data.index import DataSet
 from headstart.data.sources import open_data
 from headstart.data.splits import label_subset, limited, parse_budget, split
 from headstart.errors import UserError
-from headstart.studies.plan import shared
+from headstart.studies.plan import Prepared, shared
 from headstart.training.machine import default_workers, device_name
 from headstart.verbs import finetune, pretrain, resolve, start
-
-
-class Prepared(NamedTuple):
-    """Facts without tensors, for a process that has no torch.
-
-    Attributes:
-        study: with an absolute path of the data and the image size resolved.
-        data: as `headstart.data.facts.describe` gives it, with the splits.
-        device: what trainings run on.
-        workers: how many trainings to run at the same time.
-    """
-
-    study: Study
-    data: dict[str, Any]
-    device: str
-    workers: int
 
 
 def prepare(study: Study) -> Prepared:

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from headstart import runs
 from headstart.config import Study
@@ -15,14 +15,11 @@ from headstart.reports.page import report
 from headstart.reports.table import text_table
 from headstart.settings import signature
 from headstart.studies.execute import execute, in_worker, prepare_study
-from headstart.studies.plan import Cell, plan
+from headstart.studies.plan import Cell, Prepared, plan
 from headstart.studies.results import collect, to_csv
 from headstart.studies.statistics import summarise
 from headstart.verbs import parameters
 from headstart.verbs.result import Result
-
-if TYPE_CHECKING:
-    from headstart.studies.prepare import Prepared
 
 SUMMARY, RESULTS, CELLS = "summary.json", "results.csv", "cells"
 
@@ -82,7 +79,7 @@ def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: 
 
 
 def conclude(
-    prepared: "Prepared", cells: Sequence[Cell], failed: Mapping[str, str], folder: Path, seconds: float
+    prepared: Prepared, cells: Sequence[Cell], failed: Mapping[str, str], folder: Path, seconds: float
 ) -> Result:
     """Write results.csv, summary.json and report.html from the finished cells.
 
@@ -129,7 +126,7 @@ def _failed(cell: Cell, error: str) -> dict[str, Any]:
     return {"id": cell.id, "arm": cell.arm, "transfer": cell.kind, "labels": shown, "seed": cell.seed, "error": error}
 
 
-def _open_folder(prepared: "Prepared", folder: Path, *, overwrite: bool) -> runs.Run:
+def _open_folder(prepared: Prepared, folder: Path, *, overwrite: bool) -> runs.Run:
     """Make or reopen the folder of a study.
 
     Raises:

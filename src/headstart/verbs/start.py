@@ -47,7 +47,7 @@ def settings(
 ) -> SettingsT:
     """Return a verb's checked settings: those given win over the file's; a resumed run has those that it began with."""
     if config is not None:
-        given = {**kind.read(Path(config)).model_dump(exclude_unset=True), **given}
+        given = kind.read(Path(config), **given).model_dump(exclude_unset=True)
     if resume and out is not None and (out / runs.CONFIG).exists():
         return runs.stored_settings(kind, out, given, check)
     return check(kind.create(**given))
