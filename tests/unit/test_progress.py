@@ -42,7 +42,11 @@ def test_quiet_says_nothing(clock, capsys):
 
 
 def test_work_that_fails_is_not_said_to_be_done(capsys):
-    with pytest.raises(RuntimeError, match="stop"), Track("pretrain", 4, unit="images") as track:
-        track.update(4)
-        raise RuntimeError("stop")
+    def work():
+        with Track("pretrain", 4, unit="images") as track:
+            track.update(4)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        work()
     assert capsys.readouterr().err == ""

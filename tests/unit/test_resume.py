@@ -25,7 +25,7 @@ STEPS = {"pretrain": 9, "finetune": 12}
 TIMED = ("images_per_second", "data_wait")
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process: nothing in Headstart catches it."""
 
 
@@ -46,7 +46,7 @@ def stop_at(monkeypatch, step, *, saved):
     def stop(self, seen, *arguments, **named):
         before(self, seen, *arguments, **named)
         if seen.step == step:
-            raise Killed
+            raise KilledError
 
     monkeypatch.setattr(Recorder, name, stop)
 
@@ -72,7 +72,7 @@ def uninterrupted(tmp_path_factory):
 def test_a_resumed_run_is_the_uninterrupted_one(verb, step, saved, uninterrupted, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, step, saved=saved)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             start(verb, tmp_path / "run")
     assert runs.read_result(tmp_path / "run") is None
     assert (tmp_path / "run" / runs.LAST).exists() == (saved or step > 1)
@@ -87,7 +87,7 @@ def test_metrics_after_the_last_checkpoint_are_written_once(uninterrupted, tmp_p
         due = Recorder.checkpoint_due
         patch.setattr(Recorder, "checkpoint_due", lambda self, step: step.step == 3 or due(self, step))
         stop_at(patch, 6, saved=False)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             start("pretrain", tmp_path / "run", **rare)
     assert [line["step"] for line in runs.read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     assert left_behind(start("pretrain", tmp_path / "run", resume=True, **rare).out) == uninterrupted["pretrain"]
@@ -105,7 +105,7 @@ def test_the_best_weights_are_remembered(tmp_path, monkeypatch):
     looked = []
     with monkeypatch.context() as patch:
         stop_at(patch, 7, saved=True)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             start("finetune", tmp_path / "run")
     found = start("finetune", tmp_path / "run", resume=True)
     assert left_behind(found.out) == left_behind(whole.out)
@@ -116,8 +116,8 @@ def test_a_run_that_stopped_early_does_not_go_on(tmp_path, monkeypatch):
     looks = iter([(0.5, 1.0), (0.4, 1.0), (0.3, 1.0), (0.9, 0.1)])
     monkeypatch.setattr(Supervised, "_look", lambda self: next(looks))
     with monkeypatch.context() as patch:
-        patch.setattr(Supervised, "hand_over", lambda *arguments, **named: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
+        patch.setattr(Supervised, "hand_over", lambda *arguments, **named: (_ for _ in ()).throw(KilledError))
+        with pytest.raises(KilledError):
             start("finetune", tmp_path / "run", patience=2)
     found = start("finetune", tmp_path / "run", patience=2, resume=True)
     assert [line["step"] for line in runs.read_metrics(found.out)] == [1, 2, 3, 4, 5, 6]
@@ -141,7 +141,7 @@ def test_the_words_that_began_a_run_resume_it(tmp_path, monkeypatch, save_image)
     words = {**PRETRAIN, "data": "images", "limit": None, "batch_size": 5, "method_args": {"temperature": 0.5}}
     with monkeypatch.context() as patch:
         stop_at(patch, 2, saved=True)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             headstart.pretrain(out="run", **words)
     for change, message in [
         ({"method_args": {"temperature": 0.6}}, "method_args: .* differs from"),
@@ -161,7 +161,7 @@ def test_weights_do_not_depend_on_the_number_of_workers(tmp_path, save_image, mo
     none = headstart.pretrain(out=tmp_path / "none", **settings, workers=0)
     with monkeypatch.context() as patch:
         stop_at(patch, 3, saved=True)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             headstart.pretrain(out=tmp_path / "two", **settings, workers=2)
     two = headstart.pretrain(out=tmp_path / "two", **settings, workers=2, resume=True)
     assert left_behind(none.out) == left_behind(two.out)
@@ -172,7 +172,7 @@ def test_weights_do_not_depend_on_the_number_of_workers(tmp_path, save_image, mo
 def test_a_broken_checkpoint_is_named(content, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, 2, saved=True)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             start("pretrain", tmp_path / "run")
     (tmp_path / "run" / runs.LAST).write_bytes(content)
     with pytest.raises(UserError, match=r"resume: .*last\.ckpt is no Headstart checkpoint"):
