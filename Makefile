@@ -7,6 +7,8 @@ PYTEST := $(BIN)/python -m pytest
 
 # Python would otherwise compile torch anew at every start where this is set
 unexport PYTHONDONTWRITEBYTECODE
+# threads that spin while they wait make tests four times as slow on a machine that does something else too
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test fast check format golden clean
 

@@ -78,7 +78,9 @@ def test_no_room_is_named_for_nothing():
     assert not {path.stem for path in FILES} & {"utils", "helpers", "common", "core", "misc"}
 
 
-@pytest.mark.parametrize("statement", ["import headstart.reports.page", "import headstart.cli", "import headstart.studies.demo"])
+@pytest.mark.parametrize(
+    "statement", ["import headstart.reports.page", "import headstart.cli", "import headstart.studies.demo"]
+)
 def test_reports_and_help_need_no_torch(statement):
     code = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -73,6 +73,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_blocks_of_a_document_run(document, folder):
     paths = f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}"

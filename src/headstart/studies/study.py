@@ -35,6 +35,8 @@ def study(
 ) -> Result:
     """Run a study, or go on with it where it stopped, and write its report.
 
+    Its cells run in processes of their own: a script calls it under ``if __name__ == "__main__":``.
+
     Args:
         file: the YAML file of the study; settings given beside it win.
         out: the folder of the study. Run again with the same settings, it repeats nothing that is finished.

@@ -210,7 +210,7 @@ def _fared(rows: Sequence[Row]) -> str:
     if not parts:
         parts = [f"{verbs[row['verdict']]} over all budgets together" for row in called(rows, *verbs)]
     if not parts and called(rows, "no difference"):
-        parts = ["show no difference from random features"]
+        parts = ["were not shown to differ from random features"]
     return " and ".join(parts)
 
 
