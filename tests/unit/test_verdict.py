@@ -151,8 +151,8 @@ def test_features_that_fare_alike_stand_in_one_sentence():
         rows += compared({"5": said}, arm, "probe", against="probe")
     assert verdict(rows, [], "scratch", 0.95)["details"] == [
         "Under a linear probe, frozen rotation features are worse than random features at 5 labels per class; frozen "
-        "byol and moco features beat random features at 5 labels per class; frozen mae features were not shown to differ "
-        "from random features."
+        "byol and moco features beat random features at 5 labels per class; frozen mae features were not shown to "
+        "differ from random features."
     ]
 
 
