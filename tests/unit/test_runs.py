@@ -97,7 +97,10 @@ def test_what_a_kill_leaves_behind_does_no_harm(tmp_path):
 
 def test_a_process_killed_before_its_config_was_written_can_be_started_again(tmp_path):
     (tmp_path / ".lock").write_text("")
+    (tmp_path / ".config.yaml.1.part").write_text("data: di")
     create(tmp_path).release()
+    assert Pretrain.read(tmp_path / "config.yaml") == SETTINGS
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_a_file_that_fails_to_be_written_leaves_the_old_one(tmp_path):

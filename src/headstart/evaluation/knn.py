@@ -9,7 +9,6 @@ from torch import Tensor
 
 from headstart.errors import UserError
 
-NEIGHBOURS = (20, 200)
 _WEIGHT_UNIT = 2.0**40  # of the nearest neighbour's vote; leaves room in an int64 for 2**23 neighbours
 
 
