@@ -27,6 +27,7 @@ _OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv"} | 
     "results.csv",
     "summary.json",
     "report.html",
+    "curves.png",
 }
 _PACKAGES = ("headstart", "torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
 

@@ -288,7 +288,8 @@ def test_an_older_page_is_replaced_and_survives_a_failure(tmp_path):
     assert (tmp_path / "report.html").read_text() == "old"
     (tmp_path / "environment.json").unlink()
     assert report(tmp_path).read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "study.yaml", "results.csv", "report.html"}
+    written = {"report.html", "curves.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "study.yaml", "results.csv"} | written
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def copy(whole, tmp_path):
 def test_a_study_leaves_cells_rows_summary_and_report(whole):
     out, result = whole[0] / "out", whole[1]
     assert {path.name for path in out.iterdir()} - {".lock"} == {
-        *("study.yaml", "environment.json", "cells", "results.csv", "summary.json", "report.html")
+        *("study.yaml", "environment.json", "cells", "results.csv", "summary.json", "report.html", "curves.png")
     }
     # two pretrainings, a probe for each arm and seed, a finetune for each arm, seed and budget
     assert len(finished(out)) == 2 + 4 + 8

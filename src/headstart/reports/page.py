@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from headstart.errors import UserError
 from headstart.reports.facts import key_facts, questions, saved_tables
-from headstart.reports.figures import curve_figures, panels, styles
+from headstart.reports.figures import curve_figures, panels, save_curves_png, styles
 from headstart.reports.table import (
     NOTHING,
     TRANSFERS,
@@ -34,11 +34,14 @@ MARKS = {"circle": "●", "square": "■", "diamond": "◆", "triangle-up": "▲
 def report(folder: Path) -> Path:
     """Write ``report.html`` from ``summary.json`` and its neighbours, atomically, and return its path.
 
+    The curves are beside it as ``curves.png``, for a slide or a paper.
+
     Raises:
         UserError: the folder is not that of a study, or one of its files cannot be read.
     """
     summary = _summary(folder)
     page = render(summary, _results(folder), _text(folder / "study.yaml"), _json(folder / "environment.json") or {})
+    save_curves_png(summary, folder / "curves.png")
     temporary = folder / ".report.html.part"
     temporary.write_text(page, encoding="utf-8")
     return temporary.replace(folder / "report.html")
