@@ -14,6 +14,7 @@ from headstart.settings import (
     Penalties,
     Pixels,
     Positive,
+    PositiveFloat,
     Precision,
     Seeds,
     Settings,
@@ -21,6 +22,11 @@ from headstart.settings import (
     Transfer,
     listed,
 )
+
+Optimizer = Literal["sgd", "lars", "adamw"]
+Scaling = Literal["linear", "sqrt", "none"]
+Warmup = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
 
 
 class Training(Settings):
@@ -30,7 +36,7 @@ class Training(Settings):
     """DATA: a folder, or the name of a known data set."""
     limit: Annotated[int, Field(ge=2)] | None = None
     """Use at most this many images, of every class and split its share (none: all)."""
-    model: str = "torchvision/resnet18"
+    model: str | Auto
     """MODEL: torchvision/NAME or timm/NAME."""
     model_args: dict[str, Any] = {}
     """Arguments for the library's constructor of the model."""
@@ -38,22 +44,26 @@ class Training(Settings):
     """First layers: small keeps small images large (auto: small at 64 px and below)."""
     image_size: Pixels | Auto = "auto"
     """Height and width in pixels of what the backbone sees (auto: the images' own up to 64, else at most 224)."""
-    epochs: Positive
+    epochs: Positive | Auto
     """Passes over the training images."""
     batch_size: Positive | Auto = "auto"
     """Images per optimiser step, over all devices."""
     accumulate: Positive = 1
     """Parts into which a step's images are cut to save memory; a contrastive loss then sees one part at a time."""
-    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    optimizer: Optimizer | Auto
     """Optimiser; bias and normalisation weights are never decayed, nor scaled by LARS."""
-    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    learning_rate: PositiveFloat | Auto = "auto"
     """Peak learning rate for a batch of 256."""
-    learning_rate_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    learning_rate_scaling: Scaling | Auto
     """How the learning rate grows with the batch: times (batch / 256), its square root, or not at all."""
-    weight_decay: NotNegative = 5e-4
+    weight_decay: NotNegative | Auto
     """Weight decay."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup: Warmup | Auto = 0.1
     """Share of the steps over which the learning rate rises to its peak, before the cosine takes it to 0."""
+    betas: Betas | Auto = (0.9, 0.999)
+    """Decay of AdamW's two moments."""
+    clip_gradient: PositiveFloat | None = None
+    """Largest length of the gradient, to which a longer one is cut (none: any)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of initialisation, order and views."""
     precision: Precision = "auto"
@@ -79,12 +89,36 @@ class Pretrain(Training):
     """How to pretrain; `headstart list methods` names them."""
     method_args: dict[str, Any] = {}
     """Arguments of the method."""
+    model: str | Auto = "auto"
+    """MODEL: torchvision/NAME or timm/NAME (auto: torchvision/resnet18, or a tiny ViT where the method needs one)."""
     views: str = "auto"
-    """Augmentation preset, one for all views or one for each (auto: the method's, in the form that fits the images)."""
+    """Augmentation preset, one for all views or one for each, as in 2*swav,6*swav-local (auto: the recipe's)."""
     include: Annotated[tuple[Literal["val", "test"], ...], BeforeValidator(listed)] = ()
     """Splits to pretrain on beside the training and unlabelled images; test images enter only when asked for."""
-    epochs: Positive = 200
-    """Passes over the training images."""
+    labels: Budget = "all"
+    """Label budget for a method that learns from labels; those of val and test images are never shown."""
+    sampling: Literal["shuffled", "balanced", "anchored"] | Auto = "auto"
+    """How batches are drawn: every image once per epoch, or every class equally often (auto: as the method wants)."""
+    epochs: Positive | Auto = "auto"
+    """Passes over the training images (auto: the recipe's)."""
+    batch_size: Positive | Auto = "auto"
+    """Images per optimiser step, over all devices (auto: the recipe's, at most what the data fill)."""
+    optimizer: Optimizer | Auto = "auto"
+    """Optimiser; bias and normalisation weights are never decayed, nor scaled by LARS (auto: the recipe's)."""
+    learning_rate: PositiveFloat | Auto = "auto"
+    """Peak learning rate for a batch of 256 (auto: the recipe's)."""
+    learning_rate_scaling: Scaling | Auto = "auto"
+    """How the learning rate grows with the batch: times (batch / 256), its square root, or not at all."""
+    weight_decay: NotNegative | Auto = "auto"
+    """Weight decay (auto: the recipe's)."""
+    warmup: Warmup | Auto = "auto"
+    """Share of the steps over which the learning rate rises to its peak, before the cosine takes it to 0."""
+    betas: Betas | Auto = "auto"
+    """Decay of AdamW's two moments (auto: the recipe's)."""
+    health_every: Positive | Auto = "auto"
+    """Steps between looks at the health of the embeddings (auto: so many that they take under 2 % of the time)."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What to do when the embeddings collapse."""
 
 
 class Finetune(Training):
@@ -104,9 +138,9 @@ class Finetune(Training):
     """Label budget: a number per class, a share such as 20%, or all."""
     views: str = "auto"
     """Augmentation preset of the training images (auto: standard, for digits digits)."""
-    optimizer: Literal["sgd", "lars", "adamw"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """Optimiser; bias and normalisation weights are never decayed, nor scaled by LARS."""
-    learning_rate_scaling: Literal["linear", "sqrt", "none"] = "none"
+    learning_rate_scaling: Scaling = "none"
     """How the learning rate grows with the batch: times (batch / 256), its square root, or not at all."""
     weight_decay: NotNegative = 0.05
     """Weight decay."""
@@ -145,6 +179,8 @@ class Probe(Settings):
     """Number of label subsets, or the seeds themselves."""
     neighbours: Annotated[tuple[Positive, ...], BeforeValidator(listed), Field(min_length=1)] = (200, 20)
     """The k of the weighted kNN classifiers, temperature 0.1."""
+    stages: bool = False
+    """Probe the features of every stage of the backbone too, not only the pooled ones."""
     penalties: Penalties = tuple(10.0**power for power in range(-4, 5))
     """Values of C = 1 / penalty to choose from on the validation images."""
     batch_size: Positive = 256

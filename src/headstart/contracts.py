@@ -1,7 +1,9 @@
 """The few types that the rooms of the house hand to each other."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -55,7 +57,13 @@ class Backbone(nn.Module, ABC):
 
 
 class Objective(nn.Module, ABC):
-    """What training minimises: a pretraining method and a downstream task are both one, so there is one loop."""
+    """What training minimises: a pretraining method and a downstream task are both one, so there is one loop.
+
+    Attributes:
+        constant: names of the parts whose learning rate stays at its peak.
+    """
+
+    constant: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -69,20 +77,149 @@ class Objective(nn.Module, ABC):
         """Move what is not trained by gradient (moving average, centre, queue); progress in (0, 1]."""
 
 
+class TokenBackbone(Backbone):
+    """A vision transformer, which also gives the tokens of a part of an image's patches, for masked methods.
+
+    Attributes:
+        grid: rows and columns of patches in an image.
+        patch_size: the side of a patch in pixels.
+    """
+
+    grid: tuple[int, int]
+    patch_size: int
+
+    @abstractmethod
+    def tokens(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Return the tokens of the patches that are kept, after the last block and normalisation.
+
+        Args:
+            images: float ``[b c h w]``, normalised.
+            keep: numbers of patches, row by row from the upper left, int64 ``[b n]``.
+
+        Returns:
+            ``[b n d]``: in the order of ``keep``, without class or register tokens.
+        """
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a pretraining that suit a method, for data of one kind.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images per step.
+        optimizer: ``sgd``, ``lars`` or ``adamw``.
+        learning_rate: the peak, for a batch of 256.
+        learning_rate_scaling: how it grows with the batch: ``linear``, ``sqrt`` or ``none``.
+        weight_decay: of all but biases and normalisations.
+        warmup: share of the steps over which the learning rate rises.
+        betas: AdamW's decay of its two moments.
+        clip_gradient: the largest norm of a gradient, larger ones are scaled down; None lets all pass.
+        views: presets; empty for the method's own.
+        method_args: hyper-parameters that differ from the method's defaults.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["sgd", "lars", "adamw"]
+    learning_rate: float
+    learning_rate_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_gradient: float | None = None
+    views: tuple[str, ...] = ()
+    method_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def but(self, **changes: Any) -> Self:
+        """Return the recipe with other values."""
+        return replace(self, **changes)
+
+
+class Recipes(NamedTuple):
+    """The recipes of a method.
+
+    Attributes:
+        natural: for photographs above 64 px.
+        small_images: for images of at most 64 px.
+        small_data: what changes in either below 10,000 images.
+    """
+
+    natural: Recipe
+    small_images: Recipe
+    small_data: Mapping[str, Any]
+
+
+class Planned(NamedTuple):
+    """What is known of a pretraining before any image is decoded.
+
+    Attributes:
+        images: how many there are to pretrain on.
+        image_size: side of the views in pixels.
+        batch_size: images that a method sees together: those of one part of a step, over all processes.
+        labels: the labels that the method may see, int64 ``[images]``, -1 for none.
+        classes: the names of the classes.
+    """
+
+    images: int
+    image_size: int
+    batch_size: int
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+Need = Literal["labels", "vit"]
+Sampling = Literal["shuffled", "balanced", "anchored"]
+
+
 class Method(Objective):
     """A way to pretrain, whose constructor takes the backbone, then keyword-only hyper-parameters with defaults.
 
     Attributes:
-        backbone: what is pretrained, and handed on.
+        backbone: what is pretrained.
         projector: what maps features to the space of the loss, and is kept beside the backbone.
         paper: authors, year and arXiv number.
         views: the augmentation preset of each view that a batch has.
+        more_views: whether further views, of any number and size, may follow.
+        needs: what it cannot do without: labels, or a vision transformer.
+        sampling: how its batches are drawn: every image once per epoch, every class equally often, or anchors of one
+            class before images of others.
+        recipes: the settings that suit it.
+        remedy: what usually helps when it collapses.
     """
 
     paper: ClassVar[str]
     views: ClassVar[tuple[str, ...]]
+    more_views: ClassVar[bool] = False
+    needs: ClassVar[tuple[Need, ...]] = ()
+    sampling: ClassVar[Sampling] = "shuffled"
+    recipes: ClassVar[Recipes]
+    remedy: ClassVar[str]
     projector: nn.Module
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+
+    @classmethod
+    def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
+        """Return the hyper-parameters with those that are ``auto`` resolved.
+
+        Raises:
+            UserError: what is planned cannot work, such as a queue larger than the data.
+        """
+        return arguments
+
+    @property
+    def handed_on(self) -> Backbone:
+        """The backbone that is worth keeping: the trained one, unless the paper evaluates its moving average."""
+        return self.backbone
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the embeddings ``[b d]`` in which a collapse would show: what the loss compares, not normalised."""
+        embeddings: Tensor = self.projector(self.backbone(images))
+        return embeddings
+
+    def embed_target(self, images: Tensor) -> Tensor | None:
+        """Return the teacher's embeddings ``[b d]`` in the same space, None where there is no teacher."""
+        return None

@@ -32,8 +32,20 @@ def gather(tensor: Tensor) -> Tensor:
     A loss of the result, computed alike by every process and averaged over them by data-parallel training, has the
     value and the gradient of the same loss on the whole batch in one process.
     """
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return tensor
-    if torch.distributed.get_world_size() == 1:
+    if world_size() == 1:
         return tensor
     return _Gather.apply(tensor)  # type: ignore[no-any-return]
+
+
+def own_part(gathered: Tensor) -> Tensor:
+    """Return this process's rows ``[b …]`` of what `gather` gave, ``[world·b …]``."""
+    if world_size() == 1:
+        return gathered
+    return gathered.chunk(world_size())[torch.distributed.get_rank()]
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size()

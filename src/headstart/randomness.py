@@ -9,6 +9,7 @@ the same bits on every device.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _WORD = (1 << 64) - 1
@@ -49,6 +50,12 @@ def permutation(count: int, *key: int) -> Tensor:
     """Return the numbers 0 … count - 1 in the random order that the key names, int64 ``[count]``."""
     generator = torch.Generator().manual_seed(mix(*key))
     return torch.randperm(count, generator=generator)
+
+
+def directions(dim: int, count: int, *key: int) -> Tensor:
+    """Return the unit vectors that the key names, spread evenly over the sphere: float64 ``[dim count]``."""
+    generator = torch.Generator().manual_seed(mix(dim, count, *key))
+    return F.normalize(torch.randn(dim, count, generator=generator, dtype=torch.float64), dim=0)
 
 
 def _mix(*parts: int) -> int:

@@ -89,7 +89,12 @@ def stored_settings(
         UserError: a given setting differs, so that it would be another run.
     """
     stored = kind.read(out / CONFIG)
-    asked = check(stored.updated(**given))
+    # of nested settings some may be given: the others are the stored ones
+    whole = {
+        name: {**getattr(stored, name), **value} if isinstance(value, Mapping) and name in kind.model_fields else value
+        for name, value in given.items()
+    }
+    asked = check(stored.updated(**whole))
     for name, value in asked.model_dump().items():
         if value != getattr(stored, name) and value != "auto":
             raise UserError(

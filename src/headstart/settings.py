@@ -32,6 +32,8 @@ Positive = Annotated[int, BeforeValidator(_no_truth), Field(ge=1)]
 Pixels = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, le=8192)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+NotNegativeInt = Annotated[int, BeforeValidator(_no_truth), Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Stem = Literal["auto", "small", "standard"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Transfer = Literal["probe", "head", "finetune"]
@@ -62,11 +64,17 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _absolute(value: str) -> str:
+    """Return a path that is there such that it means the same from any working folder, and any other text as it is."""
+    return str(Path(value).resolve()) if Path(value).exists() else value
+
+
 def _written(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
 Location = Annotated[str, BeforeValidator(_written)]
+Origin = Annotated[str, BeforeValidator(_written), AfterValidator(_absolute)]
 Seeds = Annotated[Positive | tuple[int, ...], BeforeValidator(_seeds)]
 Budget = Annotated[str, BeforeValidator(_text)]
 Penalties = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(listed), Field(min_length=1)]

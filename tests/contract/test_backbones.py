@@ -9,8 +9,8 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from headstart.backbones import build, list_models
-from headstart.contracts import Backbone
+from headstart.backbones import build, has_tokens, list_models
+from headstart.contracts import Backbone, TokenBackbone
 from headstart.errors import UserError
 
 CONVOLUTIONAL = [
@@ -172,6 +172,24 @@ def test_weights_depend_on_the_seed_alone(model):
     torch.manual_seed(0)
     again = build(model, image_size=32).eval()
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), built(model, 32).parameters(), strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_has_tokens_is_known_without_building_it(model):
+    assert has_tokens(model) is isinstance(built(model, 32), TokenBackbone) is (model in TRANSFORMERS)
+
+
+@pytest.mark.parametrize("model", TRANSFORMERS)
+@pytest.mark.parametrize("size", [32, 45, 96])
+@torch.no_grad()
+def test_declared_grids_are_the_real_ones(model, size):
+    backbone = build(model, image_size=size).eval()
+    rows, columns = backbone.grid
+    finest = backbone.features(images(size)).maps[0]
+    assert finest.shape[2:] == (rows, columns)
+    assert backbone.patch_size == backbone.strides[0]
+    keep = torch.arange(rows * columns).expand(2, -1)
+    assert backbone.tokens(images(size), keep).shape == (2, rows * columns, backbone.dim)
 
 
 def test_model_args_reach_the_library():

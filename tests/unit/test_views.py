@@ -27,6 +27,7 @@ EVERYTHING = Augment(
     gray=0.3,
     blur=Blur(probability=0.5),
     solarize=0.3,
+    side=0.9,
 )
 COLOURS = Jitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 
@@ -76,12 +77,44 @@ def test_an_unknown_preset_is_a_user_error():
         ({"jitter": {"hue": 0.6}}, "hue"),
         ({"jitter": {"brightness": -1}}, "brightness"),
         ({"blur": {"sigma": (0, 1)}}, "sigma"),
+        ({"side": 0.0}, "side"),
+        ({"side": 1.1}, "side"),
         ({"grey": 0.2}, "grey"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, field):
     with pytest.raises(ValidationError, match=field):
         Augment(**settings)
+
+
+@pytest.mark.parametrize(
+    ("side", "image_size", "pixels"),
+    [
+        (3 / 7, 224, 96),
+        (3 / 7, 64, 28),
+        (3 / 7, 32, 14),
+        (3 / 7, 96, 48),  # 41 px, to a multiple of 16
+        (3 / 7, 8, 8),
+        (3 / 7, 5, 5),
+        (0.01, 100, 16),
+        (0.01, 64, 8),
+        (0.99, 33, 32),
+        (0.99, 100, 96),
+        (0.99, 65, 64),
+        (1.0, 33, 33),
+        (1.0, 225, 225),
+    ],
+)
+def test_the_side_of_a_view_fits_strides_and_the_image(side, image_size, pixels):
+    assert Augment(side=side).pixels(image_size) == pixels
+
+
+def test_local_presets_are_smaller_views_of_smaller_crops():
+    for name in ("swav", "dino"):
+        local, whole = preset(f"{name}-local"), preset("swav" if name == "swav" else "dino-first")
+        assert local.pixels(224) == 96
+        assert whole.pixels(224) == 224
+        assert local.crop[1] <= whole.crop[0]
 
 
 def test_an_augment_is_frozen_and_survives_json():

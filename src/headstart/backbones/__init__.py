@@ -9,9 +9,13 @@ from headstart.backbones.weights import Matched, load_weights, pretrained_state,
 from headstart.contracts import Backbone
 from headstart.errors import unknown
 
-__all__ = ["Matched", "Stem", "build", "list_models", "load_weights", "pretrained_state", "read_weights"]
+__all__ = ["Matched", "Stem", "build", "has_tokens", "list_models", "load_weights", "pretrained_state", "read_weights"]
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {"torchvision": torchvision.build, "timm": timm.build}
+TOKENS: dict[str, Callable[[str, Mapping[str, object]], bool]] = {
+    "torchvision": torchvision.has_tokens,
+    "timm": timm.has_tokens,
+}
 NO_ARGS: Mapping[str, object] = MappingProxyType({})
 
 
@@ -29,10 +33,26 @@ def build(model: str, *, stem: Stem = "auto", image_size: int, model_args: Mappi
         UserError: the model is unknown or gives no feature maps, the stem does not exist for it, or the library does
             not take ``model_args``.
     """
+    library, name = of_library(model)
+    return BUILDERS[library](name, stem=resolve(stem, image_size), image_size=image_size, model_args=model_args)
+
+
+def has_tokens(model: str, model_args: Mapping[str, object] = NO_ARGS) -> bool:
+    """Say whether ``build`` would return a ``headstart.contracts.TokenBackbone``; builds nothing that takes memory.
+
+    Raises:
+        UserError: as ``build`` does for ``model`` and ``model_args``.
+    """
+    library, name = of_library(model)
+    return TOKENS[library](name, model_args)
+
+
+def of_library(model: str) -> tuple[str, str]:
+    """Return the library of a model and its name there, or raise where there is no such library."""
     library, _, name = model.partition("/")
     if library not in BUILDERS:
         raise unknown("model", model, list_models())
-    return BUILDERS[library](name, stem=resolve(stem, image_size), image_size=image_size, model_args=model_args)
+    return library, name
 
 
 def list_models() -> list[str]:

@@ -6,10 +6,12 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from headstart.backbones import stems
-from headstart.contracts import Backbone, Features
+from headstart.contracts import Backbone, Features, TokenBackbone
 from headstart.errors import UserError, unknown
 
 ISOTROPIC_LEVELS = 4  # maps taken from a network whose blocks all have one size
@@ -36,6 +38,37 @@ class TimmBackbone(Backbone):
         return Features(self.net.forward_head(final, pre_logits=True), maps)
 
 
+class TimmTokenBackbone(TimmBackbone, TokenBackbone):
+    """A plain vision transformer of timm, which also gives the tokens of a part of the patches."""
+
+    def __init__(self, net: nn.Module, strides: Sequence[int], image_size: int) -> None:
+        """Take a model without classifier for which ``gives_tokens`` holds, and the side of its images in pixels."""
+        super().__init__(net, strides)
+        rows, columns = self.net.patch_embed.dynamic_feat_size((image_size, image_size))
+        self.grid = (rows, columns)
+        self.patch_size = int(self.net.patch_embed.patch_size[0])
+
+    def tokens(self, images: Tensor, keep: Tensor) -> Tensor:
+        """Return the tokens of the patches that are kept, as ``forward_features`` of the library gives them.
+
+        Patches are embedded and get their positions first; then only those kept, and the class and register tokens, go
+        through the blocks, as in the encoder of masked autoencoders (arXiv:2111.06377, section 3).
+
+        Args:
+            images: float ``[b c h w]``, normalised.
+            keep: numbers of patches, row by row from the upper left, int64 ``[b n]``.
+
+        Returns:
+            ``[b n d]``: in the order of ``keep``, without class or register tokens.
+        """
+        net = self.net
+        tokens = net._pos_embed(net.patch_embed(images))
+        extra, patches = tokens[:, : net.num_prefix_tokens], tokens[:, net.num_prefix_tokens :]
+        kept = patches.take_along_dim(keep.unsqueeze(2), dim=1)
+        seen: Tensor = net.norm(net.blocks(net.norm_pre(torch.cat([extra, kept], dim=1))))
+        return seen[:, net.num_prefix_tokens :]
+
+
 def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object]) -> Backbone:
     """Build a backbone of timm with random weights; see ``headstart.backbones.build``.
 
@@ -45,14 +78,7 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
     with branches that give zero, and what is left of the image then is one pixel in a few. Random features are worth
     next to nothing so (18 against 84 % for a linear probe on digits), and few steps of training do not get far.
     """
-    check_name(name)
-    try:
-        with torch.device("meta"):  # no memory, no random numbers: only to see what the class takes
-            draft = create(name, model_args)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"model_args: timm/{name} does not take them: {' '.join(str(error).split())}") from error
-    if not hasattr(draft, "forward_intermediates"):
-        raise UserError(f"model: timm/{name} gives no feature maps (allowed: models with forward_intermediates)")
+    draft = sketch(name, model_args)
     arguments = {**own_arguments(draft, stem, image_size), **model_args}
     try:
         net = create(name, arguments)
@@ -66,7 +92,45 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
         strides = list(stems.reduced(strides))
     elif stem == "small" and "patch_size" not in model_args and strides[0] == levels(draft)[0]["reduction"]:
         raise no_small_stem(name)
-    return TimmBackbone(net, strides)
+    return TimmTokenBackbone(net, strides, image_size) if gives_tokens(net) else TimmBackbone(net, strides)
+
+
+def has_tokens(name: str, model_args: Mapping[str, object]) -> bool:
+    """Say whether ``build`` would return a ``TokenBackbone``; raise as it would for a wrong name or arguments."""
+    return gives_tokens(sketch(name, model_args))
+
+
+def gives_tokens(net: nn.Module) -> bool:
+    """Say whether a network can be run on a part of the patches of an image.
+
+    It can when it is timm's plain vision transformer, whatever its blocks, pooling and additional tokens; when its
+    patches are square and each is embedded by itself, so that nothing is seen of those left out; and when it drops none
+    of its own accord.
+    """
+    return (
+        isinstance(net, VisionTransformer)
+        and type(net).forward_features is VisionTransformer.forward_features
+        and isinstance(net.patch_embed, PatchEmbed)
+        and net.patch_embed.patch_size[0] == net.patch_embed.patch_size[1]
+        and isinstance(net.patch_drop, nn.Identity)
+    )
+
+
+def sketch(name: str, model_args: Mapping[str, object]) -> nn.Module:
+    """Return a model without memory for weights, to see what it is and what its class takes.
+
+    Raises:
+        UserError: timm does not know the model or does not take the arguments, or it gives no feature maps.
+    """
+    check_name(name)
+    try:
+        with torch.device("meta"):  # no memory, no random numbers
+            net = create(name, model_args)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"model_args: timm/{name} does not take them: {' '.join(str(error).split())}") from error
+    if not hasattr(net, "forward_intermediates"):
+        raise UserError(f"model: timm/{name} gives no feature maps (allowed: models with forward_intermediates)")
+    return net
 
 
 def create(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ from math import prod
 from operator import mul
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -80,13 +81,25 @@ class SequentialBackbone(Backbone):
 
 def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object]) -> Backbone:
     """Build a backbone of torchvision with random weights; see ``headstart.backbones.build``."""
+    net = create(name, model_args)
+    return ResidualBackbone(net, stem) if name.startswith(RESIDUAL) else SequentialBackbone(net, stem)
+
+
+def create(name: str, model_args: Mapping[str, object]) -> Any:
+    """Create a model with random weights, or raise when torchvision does not know it or its arguments."""
     if name not in list_models():
         raise not_supported(name)
     try:
-        net = torchvision.models.get_model(name, weights=None, **model_args)
+        return torchvision.models.get_model(name, weights=None, **model_args)
     except (TypeError, ValueError) as error:
         raise UserError(f"model_args: torchvision/{name} does not take them: {' '.join(str(error).split())}") from error
-    return ResidualBackbone(net, stem) if name.startswith(RESIDUAL) else SequentialBackbone(net, stem)
+
+
+def has_tokens(name: str, model_args: Mapping[str, object]) -> bool:
+    """Say that no supported model of torchvision is a vision transformer; raise as ``build`` would."""
+    with torch.device("meta"):
+        create(name, model_args)
+    return False
 
 
 def width(stage: nn.Module) -> int:

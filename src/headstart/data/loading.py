@@ -17,7 +17,8 @@ from torch import Tensor
 from headstart.contracts import Batch
 from headstart.data.images import Decoded, decode_all
 from headstart.data.index import DataSet
-from headstart.data.schedule import InOrder, Shuffled
+from headstart.data.sampling import EveryImage, Sampler
+from headstart.data.schedule import InOrder, Steps
 from headstart.data.streaming import TRIES, Crops, read_parts
 from headstart.errors import UserError
 from headstart.views import PRESETS, Augment, finish, render
@@ -34,7 +35,8 @@ class ViewLoader:
     Each step is cut into ``parts`` consecutive parts, and each part into ``world`` consecutive pieces, of which this
     process gets the one of its rank. The batches depend on neither the number of workers nor on the first step.
 
-    An image that cannot be decoded is replaced by the next one of ``rows`` that can, and listed in ``bad``.
+    An image that cannot be decoded is replaced by the next one of ``rows`` that can, and listed in ``bad``. An image
+    that a sampler draws twice in a step gets other views each time.
 
     Attributes:
         bad: why an image could not be decoded, by its path.
@@ -54,6 +56,8 @@ class ViewLoader:
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
+        sampler: Sampler | None = None,
+        labels: Tensor | None = None,
         workers: int = 0,
         device: torch.device | str = "cpu",
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -65,14 +69,17 @@ class ViewLoader:
             dataset: the data.
             rows: the rows to draw from, int64.
             augments: how each view is made; a batch has one view per augment.
-            image_size: the side of the views, in pixels.
-            batch_size: images per step, over all parts and processes.
+            image_size: the side of the views, in pixels, of which an augment may ask for a share.
+            batch_size: images per step, over all parts and processes; with a sampler, as it counts them.
             stop: the step after the last one.
             start: the first step.
             parts: how many batches a step is cut into, to accumulate gradients over.
             rank: the number of this process.
             world: how many processes there are.
             seed: of the order and the views.
+            sampler: draws positions in ``rows`` for each step, in ``parts * world`` pieces; None draws every image once
+                per epoch.
+            labels: what the batches show instead of the data set's own labels, int64, one for each of its images.
             workers: processes that decode; 0 decodes in this one.
             device: where the views are made.
             mean: of each channel, subtracted from pixels in 0..1.
@@ -81,8 +88,12 @@ class ViewLoader:
         Raises:
             UserError: the batch is larger than the data, or cannot be cut evenly.
         """
-        schedule = Shuffled(len(rows), batch_size, seed, start, stop, parts, rank, world)
+        sampler = sampler or EveryImage(len(rows), batch_size, seed, parts * world)
+        assert sampler.batch_size == batch_size
+        schedule = Steps(sampler, start, stop, parts, rank, world)
         self._crops = Crops(dataset, rows, augments, image_size, seed, schedule, replace=True)
+        self._labels = dataset.labels if labels is None else labels
+        assert len(self._labels) == dataset.count
         self._options = (workers, torch.device(device), tuple(mean), tuple(std))
         self.bad: dict[str, str] = {}
 
@@ -90,7 +101,7 @@ class ViewLoader:
         return len(self._crops)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._crops, self.bad, *self._options)
+        return _batches(self._crops, self._labels, self.bad, *self._options)
 
 
 def images_at(
@@ -126,7 +137,7 @@ def images_at(
     """
     schedule = InOrder(len(rows), batch_size)
     crops = Crops(dataset, rows, (PRESETS["none"],), image_size, 0, schedule, replace=False)
-    yield from _batches(crops, {}, workers, torch.device(device), tuple(mean), tuple(std))
+    yield from _batches(crops, dataset.labels, {}, workers, torch.device(device), tuple(mean), tuple(std))
 
 
 @lru_cache(maxsize=2)
@@ -155,6 +166,7 @@ def _room(device: torch.device) -> int:
 
 def _batches(
     crops: Crops,
+    labels: Tensor,
     bad: dict[str, str],
     workers: int,
     device: torch.device,
@@ -165,7 +177,7 @@ def _batches(
     rendered = _rendered(crops, store, bad) if store else _finished(crops, bad, workers, device)
     offset = torch.tensor(mean, device=device).view(-1, 1, 1)
     scale = torch.tensor(std, device=device).view(-1, 1, 1)
-    labels = crops.dataset.labels.to(device)
+    labels = labels.to(device)
     for rows, views in rendered:
         if len(rows):
             yield Batch(tuple((view - offset) / scale for view in views), labels[rows], rows)
@@ -178,17 +190,17 @@ def _rendered(crops: Crops, store: Decoded, bad: dict[str, str]) -> Iterator[tup
     _record(failures, bad, len(crops.rows))
     good = (~broken).nonzero().squeeze(1)
     for index in range(len(crops)):
-        step, positions = crops.schedule.at(index)
+        step, positions, repeats = crops.schedule.at(index)
         if crops.replace:  # by the next good one
             positions = good[torch.searchsorted(good, positions) % len(good)]
         else:
-            positions = positions[~broken[positions]]
+            positions, repeats = positions[~broken[positions]], repeats[~broken[positions]]
         rows = crops.rows[positions].to(store.images.device)
         images = store.images[rows]
         yield (
             rows,
             [
-                render(images, augment, crops.key(step, rows, view), crops.image_size)
+                render(images, augment, crops.key(step, rows, repeats, view), augment.pixels(crops.image_size))
                 for view, augment in enumerate(crops.augments)
             ],
         )
@@ -201,11 +213,11 @@ def _finished(
     for part in read_parts(crops, workers, pin=device.type == "cuda"):
         _record(part.failures, bad, len(crops.rows))
         rows = part.rows.to(device, non_blocking=True)
-        pixels = part.crops.to(device, non_blocking=True)
+        pixels = [crop.to(device, non_blocking=True) for crop in part.crops]
         yield (
             rows,
             [
-                finish(pixels[view], augment, crops.key(part.step, rows, view))
+                finish(pixels[view], augment, crops.key(part.step, rows, part.repeats, view))
                 for view, augment in enumerate(crops.augments)
             ],
         )

@@ -1,35 +1,34 @@
-"""Which images make up which batch, as a function of (seed, step)."""
+"""How the images of a step are cut into batches, one for each part of the step and each process."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from headstart.errors import UserError
-from headstart.randomness import permutation
+from headstart.data.sampling import Sampler
 
 
-def rows_at(step: int, count: int, batch_size: int, seed: int) -> Tensor:
-    """Return which of ``count`` images the batch of a step consists of, int64 ``[batch_size]``.
+class Drawn(NamedTuple):
+    """The images of one batch.
 
-    Every epoch is a new random order, cut into whole batches; the images left over at its end are not used in it.
-
-    Raises:
-        UserError: the batch is larger than the data.
+    Attributes:
+        step: the step that the batch is a part of.
+        positions: which images, as positions in the rows, int64 ``[b]``.
+        repeats: how often each of them came before in the same step, int64 ``[b]``: samplers may draw an image of a
+            rare class twice, and its views should differ.
     """
-    _check_batch(batch_size, count)
-    epoch, batch = divmod(step, count // batch_size)
-    return _order(count, seed, epoch)[batch * batch_size : (batch + 1) * batch_size]
+
+    step: int
+    positions: Tensor
+    repeats: Tensor
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class Steps:
     """The batches of the steps start … stop - 1, each in ``parts`` parts, a part divided among processes."""
 
-    count: int
-    batch_size: int
-    seed: int
+    sampler: Sampler
     start: int
     stop: int
     parts: int = 1
@@ -37,22 +36,18 @@ class Shuffled:
     world: int = 1
 
     def __post_init__(self) -> None:
-        _check_batch(self.batch_size, self.count)
-        if self.batch_size % (self.parts * self.world):
-            raise UserError(
-                f"batch_size: {self.batch_size} cannot be cut into {self.parts} parts for {self.world} processes"
-                f" (allowed: multiples of {self.parts * self.world})"
-            )
+        assert self.sampler.pieces % (self.parts * self.world) == 0  # a batch is one piece, or several whole ones
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts
 
-    def at(self, index: int) -> tuple[int, Tensor]:
-        """Return the step of a batch, and which images it consists of."""
+    def at(self, index: int) -> Drawn:
+        """Return the images of a batch."""
         ahead, part = divmod(index, self.parts)
         step = self.start + ahead
-        whole = rows_at(step, self.count, self.batch_size, self.seed)
-        return step, whole.view(self.parts, self.world, -1)[part, self.rank]
+        positions = self.sampler(step)
+        both = torch.stack([positions, _repeats(positions)]).view(2, self.parts, self.world, -1)
+        return Drawn(step, *both[:, part, self.rank])
 
 
 @dataclass(frozen=True)
@@ -65,18 +60,19 @@ class InOrder:
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def at(self, index: int) -> tuple[int, Tensor]:
-        """Return step 0, and which images the batch consists of."""
+    def at(self, index: int) -> Drawn:
+        """Return the images of a batch; its step is 0."""
         start = index * self.batch_size
-        return 0, torch.arange(start, min(start + self.batch_size, self.count))
+        positions = torch.arange(start, min(start + self.batch_size, self.count))
+        return Drawn(0, positions, torch.zeros_like(positions))
 
 
-@lru_cache(maxsize=2)
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return permutation(count, seed, epoch)
+def _repeats(values: Tensor) -> Tensor:
+    """Return how often each value came before.
 
-
-def _check_batch(batch_size: int, count: int) -> None:
-    if not 0 < batch_size <= count:
-        too = "larger than the data" if batch_size > count else "not positive"
-        raise UserError(f"batch_size: {batch_size} is {too} ({count} images) (allowed: 1 to {count})")
+    >>> _repeats(torch.tensor([5, 3, 5, 5, 3]))
+    tensor([0, 0, 1, 2, 1])
+    """
+    ranked, order = values.sort(stable=True)
+    firsts = torch.searchsorted(ranked, ranked)
+    return torch.empty_like(values).scatter_(0, order, torch.arange(len(values)) - firsts)

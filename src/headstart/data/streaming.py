@@ -10,26 +10,36 @@ from torch.utils.data import DataLoader, Dataset
 
 from headstart.data.images import DecodeError, check_size, decode
 from headstart.data.index import DataSet
+from headstart.data.schedule import Drawn
 from headstart.views import Augment, Key, crop_boxes, crop_one
 
 TRIES = 100  # images that fail one after the other before reading is given up
 
 
 class Schedule(Protocol):
-    """Which positions in the rows make up each batch."""
+    """Which images make up each batch."""
 
     def __len__(self) -> int: ...
 
-    def at(self, index: int) -> tuple[int, Tensor]:
-        """Return the step and the positions of a batch."""
+    def at(self, index: int) -> Drawn:
+        """Return the images of a batch."""
 
 
 class Part(NamedTuple):
-    """What a worker hands over: the crops are uint8 ``[views b c size size]``; failures are reasons by path."""
+    """What a worker hands over.
+
+    Attributes:
+        step: the step that the images belong to.
+        rows: which images, int64 ``[b]``.
+        repeats: as those of ``Drawn``, int64 ``[b]``.
+        crops: one tensor per view, uint8 ``[b c s s]``, each of the view's own side.
+        failures: why images could not be decoded, by path.
+    """
 
     step: int
     rows: Tensor
-    crops: Tensor
+    repeats: Tensor
+    crops: tuple[Tensor, ...]
     failures: dict[str, str]
 
 
@@ -53,41 +63,49 @@ class Crops(Dataset[Part]):
     def __len__(self) -> int:
         return len(self.schedule)
 
-    def key(self, step: int, rows: Tensor, view: int) -> Key:
-        """Return what names a view of these rows."""
-        return Key(self.seed, step, rows, view)
+    def key(self, step: int, rows: Tensor, repeats: Tensor, view: int) -> Key:
+        """Return what names a view of these rows; a repeated image gets a number that no row has."""
+        return Key(self.seed, step, rows + repeats.to(rows.device) * self.dataset.count, view)
 
     def __getitem__(self, index: int) -> Part:
-        step, positions = self.schedule.at(index)
-        boxes = self._boxes(step, self.rows[positions])
-        taken, crops, failures = list[int](), list[Tensor](), dict[str, str]()
-        for slot, first in enumerate(positions.tolist()):
-            for position in self._candidates(first):
-                row = int(self.rows[position])
-                try:
-                    image = self._decode(row)
-                except DecodeError as error:
-                    failures[self.dataset.paths[row].as_py()] = str(error)
-                    continue
-                own = (
-                    boxes[:, slot] if position == first else self._boxes(step, self.rows[position : position + 1])[:, 0]
-                )
-                crops.append(torch.stack([crop_one(image, box, self.image_size) for box in own]))
-                taken.append(row)
-                break
-        shape = (0, len(self.augments), 3, self.image_size, self.image_size)
-        stacked = torch.stack(crops) if crops else torch.empty(shape, dtype=torch.uint8)
-        return Part(step, torch.tensor(taken, dtype=torch.int64), stacked.transpose(0, 1), failures)
+        step, positions, repeats = self.schedule.at(index)
+        rows, boxes = self.rows[positions], self._boxes(step, self.rows[positions], repeats)
+        sides = [augment.pixels(self.image_size) for augment in self.augments]
+        found, crops, failures = list[int](), [list[Tensor]() for _ in sides], dict[str, str]()
+        for slot, position in enumerate(positions.tolist()):
+            decoded = self._first_decoded(position, failures)
+            if decoded is None:
+                continue
+            row, image = decoded
+            if row != rows[slot]:
+                rows[slot] = row
+                boxes[:, slot] = self._boxes(step, rows[slot : slot + 1], repeats[slot : slot + 1])[:, 0]
+            for view, side in enumerate(sides):
+                crops[view].append(crop_one(image, boxes[view, slot], side))
+            found.append(slot)
+        empty = [torch.empty(0, 3, side, side, dtype=torch.uint8) for side in sides]
+        stacked = tuple(torch.stack(views) if views else none for views, none in zip(crops, empty, strict=True))
+        return Part(step, rows[found], repeats[found], stacked, failures)
+
+    def _first_decoded(self, position: int, failures: dict[str, str]) -> tuple[int, Tensor] | None:
+        """Return the row and pixels of the first image that may stand for a position and can be decoded."""
+        for candidate in self._candidates(position):
+            row = int(self.rows[candidate])
+            try:
+                return row, self._decode(row)
+            except DecodeError as error:
+                failures[self.dataset.paths[row].as_py()] = str(error)
+        return None
 
     def _candidates(self, position: int) -> list[int]:
         """Return the positions that may stand for one, itself first."""
         tries = min(TRIES, len(self.rows)) if self.replace else 1
         return [(position + ahead) % len(self.rows) for ahead in range(tries)]
 
-    def _boxes(self, step: int, rows: Tensor) -> Tensor:
+    def _boxes(self, step: int, rows: Tensor, repeats: Tensor) -> Tensor:
         """Return the crop of each view of each image, int64 ``[views b 4]``."""
         heights, widths = self.dataset.sizes[rows].unbind(1)
-        keys = [self.key(step, rows, view) for view in range(len(self.augments))]
+        keys = [self.key(step, rows, repeats, view) for view in range(len(self.augments))]
         boxes = [crop_boxes(augment, key, heights, widths) for augment, key in zip(self.augments, keys, strict=True)]
         return torch.stack(boxes)
 

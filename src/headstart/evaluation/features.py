@@ -1,7 +1,8 @@
 """Features of images, extracted once per backbone."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from headstart.contracts import Backbone, Batch
 from headstart.runs import replace
+
+POOLED = "pooled"  # the name of the features that a backbone gives for the whole image
 
 
 class Extracted(NamedTuple):
@@ -24,13 +27,29 @@ def extract(
     backbone: Backbone, batches: Iterable[Batch], *, device: torch.device, precision: str = "fp32"
 ) -> Extracted:
     """Return the pooled features of the batches' first views, on the CPU, in their order."""
-    backbone.to(device).eval()
-    features, rows = [], []
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for batch in batches:
-            features.append(backbone(batch.views[0].to(device)).float().cpu())
-            rows.append(batch.rows.cpu())
-    return Extracted(torch.cat(features), torch.cat(rows))
+    seen = _look(backbone, lambda images: {POOLED: backbone(images)}, batches, device, precision)
+    return seen[POOLED]
+
+
+def extract_stages(
+    backbone: Backbone, batches: Iterable[Batch], *, device: torch.device, precision: str = "fp32"
+) -> dict[str, Extracted]:
+    """Return the features of every stage of the backbone as `extract` does, all of them from one pass.
+
+    Returns:
+        By the names of `stages`: the pooled features ``[n d]``, and each map averaged over its places, ``[n c]``.
+    """
+
+    def averaged(images: Tensor) -> dict[str, Tensor]:
+        pooled, maps = backbone.features(images)
+        return dict(zip(stages(backbone), [pooled, *(level.float().mean((2, 3)) for level in maps)], strict=True))
+
+    return _look(backbone, averaged, batches, device, precision)
+
+
+def stages(backbone: Backbone) -> list[str]:
+    """Return the names of a backbone's stages: ``pooled``, then its maps from the finest, ``1``, to the coarsest."""
+    return [POOLED, *(str(number) for number in range(1, len(backbone.dims) + 1))]
 
 
 def hash_weights(backbone: Backbone) -> str:
@@ -44,9 +63,39 @@ def hash_weights(backbone: Backbone) -> str:
 
 def cached(path: Path | None, compute: Callable[[], Extracted]) -> Extracted:
     """Return the features in a file, or compute them and keep them there; without a path only compute them."""
-    if path is not None and path.exists():
-        return Extracted(**safetensors.torch.load_file(path))
+    paths = {POOLED: path} if path is not None else {}
+    return cached_stages(paths, lambda: {POOLED: compute()})[POOLED]
+
+
+def cached_stages(paths: Mapping[str, Path], compute: Callable[[], dict[str, Extracted]]) -> dict[str, Extracted]:
+    """Return the features of each stage in its file, or compute those of all stages and keep them there.
+
+    Args:
+        paths: a file for each stage; empty to keep nothing.
+        compute: gives the features of the same stages.
+    """
+    if paths and all(path.exists() for path in paths.values()):
+        return {stage: Extracted(**safetensors.torch.load_file(path)) for stage, path in paths.items()}
     found = compute()
-    if path is not None:
-        replace(path, lambda temporary: safetensors.torch.save_file(found._asdict(), temporary))
+    for stage, path in paths.items():
+        replace(path, partial(safetensors.torch.save_file, found[stage]._asdict()))
     return found
+
+
+def _look(
+    backbone: Backbone,
+    see: Callable[[Tensor], dict[str, Tensor]],
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+) -> dict[str, Extracted]:
+    """Return what is seen in the batches' first views by the frozen backbone, by name and one after the other."""
+    backbone.to(device).eval()
+    found: dict[str, list[Tensor]] = {}
+    rows = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for batch in batches:
+            for name, features in see(batch.views[0].to(device)).items():
+                found.setdefault(name, []).append(features.float().cpu())
+            rows.append(batch.rows.cpu())
+    return {name: Extracted(torch.cat(features), torch.cat(rows)) for name, features in found.items()}

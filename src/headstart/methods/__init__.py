@@ -8,10 +8,44 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from headstart.contracts import Backbone, Method
 from headstart.errors import UserError, unknown
+from headstart.methods.barlow_twins import BarlowTwins
+from headstart.methods.byol import BYOL
+from headstart.methods.densecl import DenseCL
+from headstart.methods.dino import DINO
+from headstart.methods.distill import Distill
+from headstart.methods.lejepa import LeJEPA
+from headstart.methods.mae import MAE
+from headstart.methods.moco import MoCo
+from headstart.methods.nnclr import NNCLR
+from headstart.methods.rotation import Rotation
 from headstart.methods.simclr import SimCLR
+from headstart.methods.simsiam import SimSiam
+from headstart.methods.supcon import SupCon
+from headstart.methods.supcon_anchor import SupConAnchor
+from headstart.methods.supcon_pairs import SupConPairs
+from headstart.methods.swav import SwAV
+from headstart.methods.vicreg import VICReg
+from headstart.methods.visreg import VISReg
 
 METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
+    "moco": MoCo,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "barlow-twins": BarlowTwins,
+    "vicreg": VICReg,
+    "swav": SwAV,
+    "dino": DINO,
+    "nnclr": NNCLR,
+    "densecl": DenseCL,
+    "lejepa": LeJEPA,
+    "visreg": VISReg,
+    "mae": MAE,
+    "distill": Distill,
+    "rotation": Rotation,
+    "supcon": SupCon,
+    "supcon-pairs": SupConPairs,
+    "supcon-anchor": SupConAnchor,
 }
 
 
@@ -51,6 +85,12 @@ def resolve(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return dict(model.model_dump())
 
 
+def checked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are given, and no others, checked as by `resolve`."""
+    every = resolve(name, arguments)
+    return {argument: every[argument] for argument in arguments}
+
+
 def build(name: str, backbone: Backbone, arguments: Mapping[str, Any]) -> Method:
-    """Return a method around a backbone."""
+    """Return a method around a backbone, given hyper-parameters in which nothing is ``auto`` any more."""
     return find(name)(backbone, **resolve(name, arguments))

@@ -8,7 +8,7 @@ from typing import final
 
 from torch import Tensor
 
-from headstart.contracts import Backbone, Batch, Method
+from headstart.contracts import Backbone, Batch, Method, Recipe, Recipes
 from headstart.distributed import gather
 from headstart.losses.contrastive import nt_xent
 from headstart.nets import mlp
@@ -21,6 +21,13 @@ class SimCLR(Method):
 
     paper = "Chen et al. 2020, arXiv:2002.05709"
     views = ("simclr", "simclr")
+    # sec. 2.1 and app. B.1: LARS, 10 warm-up epochs, and for batches below 1024 the square root rule, 0.075 sqrt(batch)
+    recipes = Recipes(
+        natural=Recipe(200, 256, "lars", 1.2, "sqrt", 1e-6, method_args={"temperature": 0.1}),
+        small_images=Recipe(200, 256, "sgd", 0.12, views=("simclr-small", "simclr-small")),
+        small_data={"epochs": 800, "batch_size": 128},
+    )
+    remedy = "a lower learning rate, a larger batch or a higher temperature"
 
     def __init__(self, backbone: Backbone, *, temperature: PositiveFloat = 0.2, projection_dim: Positive = 128) -> None:
         super().__init__(backbone)
@@ -29,5 +36,5 @@ class SimCLR(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the NT-Xent loss of the two views (fig. 2 of the paper)."""
-        first, second = (gather(self.projector(self.backbone(view))) for view in batch.views)
+        first, second = (gather(self.embed(view)) for view in batch.views)
         return {"loss": nt_xent(first, second, temperature=self.temperature)}

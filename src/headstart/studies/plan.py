@@ -1,7 +1,7 @@
 """From a study to its cells: a pure function."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +20,14 @@ class Prepared(NamedTuple):
         data: as `headstart.data.facts.describe` gives it, with the splits.
         device: what trainings run on.
         workers: how many trainings to run at the same time.
+        labelled: the arms whose pretraining learns from labels.
     """
 
     study: Study
     data: dict[str, Any]
     device: str
     workers: int
+    labelled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,32 @@ class Cell:
     choice: Mapping[str, Any] = field(default_factory=dict)
 
 
-def plan(study: Study, fingerprint: str) -> list[Cell]:
+def plan(study: Study, fingerprint: str, labelled: Collection[str] = ()) -> list[Cell]:
     """Return the cells of a study, pretrainings first; equal pretrainings are one cell.
+
+    A pretraining without labels serves every label budget. One that learns from labels is run for each budget, and sees
+    the same labels as the transfers that follow it: with more it would be no comparison at that budget.
 
     Args:
         study: with the image size resolved.
         fingerprint: of the data, which enters every identity.
+        labelled: the arms whose pretraining learns from labels.
 
     Raises:
         UserError: a part of the study is not a setting of its verb.
     """
     cells: dict[str, Cell] = {}
     for seed, (arm, start) in itertools.product(range(study.seeds), study.arms.items()):
-        for choice, pretraining in _pretrainings(study, arm, start, seed, fingerprint):
-            if pretraining is not None:
-                cells.setdefault(pretraining.id, pretraining)
-            init = pretraining.id if pretraining else str(start)
-            for cell in _transfers(study, arm, seed, init, choice, fingerprint, needs=pretraining is not None):
-                cells[cell.id] = cell
+        groups = [(budget,) for budget in study.labels] if arm in labelled else [study.labels]
+        for budgets in groups:
+            own = {"labels": budgets[0]} if arm in labelled else {}
+            for choice, pretraining in _pretrainings(study, arm, start, {**own, "seed": seed}, fingerprint):
+                if pretraining is not None:
+                    cells.setdefault(pretraining.id, pretraining)
+                init = pretraining.id if pretraining else str(start)
+                part, needs = study.updated(labels=budgets), pretraining is not None
+                for cell in _transfers(part, arm, seed, init, choice, fingerprint, needs=needs):
+                    cells[cell.id] = cell
     return sorted(cells.values(), key=lambda cell: cell.kind != "pretrain")
 
 
@@ -85,19 +95,22 @@ def shared(study: Study) -> dict[str, Any]:
 
 
 def _pretrainings(
-    study: Study, arm: str, start: Mapping[str, Any] | str | None, seed: int, fingerprint: str
+    study: Study, arm: str, start: Mapping[str, Any] | str | None, own: Mapping[str, Any], fingerprint: str
 ) -> Iterator[tuple[dict[str, Any], Cell | None]]:
-    """Yield the pretraining of an arm at every point of its grid, None for an arm that needs none."""
+    """Yield the pretraining of an arm at every point of its grid, None for an arm that needs none.
+
+    ``own`` are the settings that the plan sets: the seed, and the label budget where the method learns from labels.
+    """
     if not isinstance(start, Mapping):
         yield {}, None
         return
     for choice in _grid(study, "pretrain"):
-        _refuse(f"arms.{arm}", {**study.pretrain, **start}, "seed")
-        given = {**shared(study), **study.pretrain, **start, "seed": seed}
+        _refuse(f"arms.{arm}", {**study.pretrain, **start}, *own)
+        given = {**shared(study), **study.pretrain, **start, **own}
         settings = _settings(Pretrain, f"arms.{arm}", _with(given, choice))
         elsewhere = settings["data"] if settings["data"] != study.data else ""
         cell_id = identity({"verb": "pretrain", **settings}, elsewhere, fingerprint)
-        yield choice, Cell(cell_id, "pretrain", arm, seed, settings, choice=choice)
+        yield choice, Cell(cell_id, "pretrain", arm, own["seed"], settings, choice=choice)
 
 
 def _transfers(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headstart.backbones import build
+from headstart.backbones.given import initialise
 from headstart.config import Finetune, Pretrain, Study
 from headstart.data import facts
 from headstart.data.index import DataSet
@@ -30,22 +31,28 @@ def prepare(study: Study) -> Prepared:
     for labels in study.labels:
         label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
     study = study.updated(image_size=resolve.image_size(study.image_size, facts.native_size(data)))
+    labelled: list[str] = []
     for arm, init in study.arms.items():
         if isinstance(init, Mapping):
-            _check_pretraining(study, arm, init, data)
+            labelled += [arm] if _check_pretraining(study, arm, init, data) else []
     finetune.check(Finetune.create(**{**shared(study), **study.finetune}))
     _check_backbones(study)
     described = facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})
-    return Prepared(study, described, device_name(), default_workers(int(study.image_size)))
+    return Prepared(study, described, device_name(), default_workers(int(study.image_size)), tuple(labelled))
 
 
-def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: DataSet) -> None:
+def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: DataSet) -> bool:
+    """Raise the errors of an arm's pretraining, and say whether it learns from the labels of the study's data."""
     try:
         settings = pretrain.check(Pretrain.create(**{**shared(study), **study.pretrain, **init}))
         own = data if settings.data == study.data else limited(open_data(settings.data), settings.limit)
-        pretrain.resolve_settings(settings, own)
+        # labels of other data are not those that the arms are compared at
+        labelled = own is data and pretrain.learns_from_labels(settings)
+        for labels in study.labels if labelled else [settings.labels]:
+            pretrain.resolve_settings(settings.updated(labels=labels), own)
     except UserError as error:
         raise UserError(f"arms.{arm}: {error}") from None
+    return labelled
 
 
 def _check_backbones(study: Study) -> None:
@@ -55,6 +62,6 @@ def _check_backbones(study: Study) -> None:
         if isinstance(init, str) and init != "none":
             settings = {key: getattr(study, key) for key in ("model", "model_args", "stem")}
             try:
-                start.initialise(init, **settings, image_size=size, seed=0)
+                initialise(init, **settings, image_size=size, seed=0)
             except UserError as error:
                 raise UserError(f"arms.{arm}: {error}") from None

@@ -46,7 +46,13 @@ def _rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     head = {"arm": cell.arm, "transfer": cell.kind}
     tail = {**cell.choice, "cell": cell.id, "pretraining": cell.needs or ""}
     if cell.kind == "probe":
-        return [{**head, **scores, **tail} for scores in result["scores"]["rows"]]
+        return [{**head, **scores, **tail} for scores in _pooled(result["scores"]["rows"])]
     first = {"labels": cell.settings["labels"], "images": result["images"], "seed": cell.seed}
     took = {"best_epoch": result["best_epoch"], "seconds": result["seconds"]}
     return [{**head, **first, **result["scores"], **took, **tail}]
+
+
+def _pooled(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a probe's scores of the pooled features: arms are compared by the same features of each."""
+    kept = [row for row in rows if row.get("stage", "pooled") == "pooled"]
+    return [{name: value for name, value in row.items() if name != "stage"} for row in kept]

@@ -62,7 +62,7 @@ def run_study(settings: Study, folder: Path, *, workers: int | None, overwrite: 
     runs.check_out(folder, "study", resume=not overwrite, overwrite=overwrite)
     prepared = in_worker(prepare_study, settings)
     settings = prepared.study
-    cells = plan(settings, prepared.data["fingerprint"])
+    cells = plan(settings, prepared.data["fingerprint"], prepared.labelled)
     run = _open_folder(prepared, folder, overwrite=overwrite)
     if not quiet:
         left = sum(runs.read_result(folder / CELLS / cell.id) is None for cell in cells)

@@ -31,6 +31,8 @@ class Step:
         images: images seen, over all processes.
         seconds: duration.
         waited: seconds of it in which the loop waited for images.
+        gradient_norm: the length of the whole gradient, before it is clipped.
+        batch: the last part of the step.
     """
 
     step: int
@@ -39,6 +41,8 @@ class Step:
     images: int
     seconds: float
     waited: float
+    gradient_norm: float
+    batch: Batch
 
 
 def fit(
@@ -52,6 +56,7 @@ def fit(
     steps: int,
     parts: int,
     seed: int,
+    clip_gradient: float | None = None,
 ) -> Iterator[Step]:
     """Train from step ``start`` up to ``steps``, and yield after each step, when the caller may save or evaluate.
 
@@ -65,14 +70,15 @@ def fit(
         steps: steps in all.
         parts: batches whose gradients one step adds up.
         seed: of whatever the objective draws.
+        clip_gradient: the length to which a longer gradient is cut; None leaves it as it is.
 
     Raises:
-        NonFiniteLossError: names the step; the weights are those before it.
+        NonFiniteLossError: the loss or its gradient is not finite; names the step, the weights are those before it.
     """
     objective.train()
     for step in range(start, steps):
         begin, waited, images = time.perf_counter(), 0.0, 0
-        set_learning_rate([optimizer], learning_rates(step))
+        set_learning_rate(optimizer, learning_rates(step))
         # dropout and the like: a function of seed and step, so that a resumed run draws what the first would have
         torch.manual_seed(mix(seed, step, fabric.global_rank))
         totals: dict[str, Tensor] = {}
@@ -86,13 +92,35 @@ def fit(
                 fabric.backward(losses["loss"] / parts)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / parts
+        length = _gradient_norm(objective, optimizer, fabric, clip_gradient)
         means = {name: float(value) for name, value in totals.items()}
-        if not all(math.isfinite(value) for value in means.values()):
-            raise NonFiniteLossError(_explain(step + 1, means, learning_rates(step)))
+        known = {**means, "gradient_norm": float(length)}
+        # half precision scales the loss until gradients overflow now and then, and leaves out such a step
+        finite = means if fabric.device.type == "cuda" and _scaler(fabric) is not None else known
+        if not all(math.isfinite(value) for value in finite.values()):
+            raise NonFiniteLossError(_explain(step + 1, finite, learning_rates(step)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         objective.after_step((step + 1) / steps)
-        yield Step(step + 1, means, learning_rates(step), images, time.perf_counter() - begin, waited)
+        seconds = time.perf_counter() - begin
+        yield Step(step + 1, means, learning_rates(step), images, seconds, waited, known["gradient_norm"], batch)
+
+
+def _scaler(fabric: Fabric) -> torch.amp.GradScaler | None:
+    """Return what scales the loss in half precision, None in any other."""
+    return getattr(fabric._precision, "scaler", None)
+
+
+def _gradient_norm(objective: Objective, optimizer: Optimizer, fabric: Fabric, longest: float | None) -> Tensor:
+    """Return the length of the whole gradient, and cut it down where it is longer than allowed."""
+    scaler = _scaler(fabric)
+    if scaler is not None:
+        scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+    trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
+    length = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+    if longest is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, longest, length)
+    return length
 
 
 def _explain(step: int, losses: dict[str, float], learning_rate: float) -> str:

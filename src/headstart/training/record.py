@@ -72,6 +72,7 @@ class Recorder:
             epoch=round(step.step / self.epoch_steps, 3),
             **step.losses,
             learning_rate=step.learning_rate,
+            gradient_norm=step.gradient_norm,
             images_per_second=round(images / seconds, 1),
             data_wait=round(waited / seconds, 4),
             **more,

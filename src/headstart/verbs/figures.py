@@ -1,14 +1,70 @@
 """The pictures that a run leaves behind."""
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from headstart.runs import replace
+from headstart.verbs.health import SMALLEST_STD, smallest_rank
+
+
+class _Panel(NamedTuple):
+    """One panel of the health of a pretraining.
+
+    Attributes:
+        title: of the axis, with the unit.
+        names: what each metric is called in the legend.
+        limit: the metric that says how large the others can be.
+        threshold: gives the value below which embeddings have collapsed, from the largest rank that is possible.
+        band: a metric and its standard deviation, drawn around it.
+        logarithmic: whether the axis is.
+    """
+
+    title: str
+    names: Mapping[str, str]
+    limit: str | None = None
+    threshold: Callable[[float], float] | None = None
+    band: tuple[str, str] | None = None
+    logarithmic: bool = False
+
+
+_HEALTH = (
+    _Panel(
+        "standard deviation of embeddings\n(share of that on a sphere)",
+        {"health_std": "embeddings"},
+        threshold=lambda limit: SMALLEST_STD,
+    ),
+    _Panel(
+        "effective rank\n(dimensions)",
+        {"health_rank": "embeddings", "health_features_rank": "features"},
+        limit="health_rank_limit",
+        threshold=smallest_rank,
+        logarithmic=True,
+    ),
+    _Panel(
+        "variance of embeddings\n(share)",
+        {"health_top_singular": "largest direction", "health_top5_singular": "five largest directions"},
+    ),
+    _Panel(
+        "similarity of embeddings\n(cosine)",
+        {"health_positives": "views of one image", "health_negatives": "different images"},
+        band=("health_negatives", "health_negatives_std"),
+    ),
+    _Panel(
+        "alignment (squared distance)\nand uniformity (log)",
+        {"health_alignment": "alignment", "health_uniformity": "uniformity"},
+    ),
+    _Panel("distance from the teacher\n(1 - cosine)", {"health_target_distance": "embeddings"}),
+    _Panel("length of the gradient", {"gradient_norm": "all weights"}),
+    _Panel("loss", {"loss": "loss"}),
+)
 
 
 def curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> None:
@@ -33,6 +89,65 @@ def curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Mapping[str
             room.legend(frameon=False)
     rooms[-1].set_xlabel("epoch")
     _save(figure, path)
+
+
+def health_panel(path: Path, metrics: Sequence[Mapping[str, Any]], summary: str = "") -> None:
+    """Draw the health of a pretraining over the epochs, one small panel for each kind of figure that there is.
+
+    Dotted lines are limits, dashed red ones thresholds below which embeddings have collapsed; a vertical red line is
+    the moment when they had.
+
+    Args:
+        path: the PNG.
+        metrics: the lines of metrics.jsonl.
+        summary: stands above the panels.
+    """
+    panels = [panel for panel in _HEALTH if any(name in line for line in metrics for name in panel.names)]
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(10, 2.3 * rows + 0.4), layout="constrained")
+    rooms = figure.subplots(rows, 2, sharex=True, squeeze=False).ravel()
+    for room, panel in zip(rooms, panels, strict=False):
+        _draw_panel(room, panel, metrics)
+    for room in rooms[len(panels) :]:
+        room.remove()
+    for room in rooms[: len(panels)][-2:]:
+        room.set_xlabel("epoch")
+        room.tick_params(labelbottom=True)
+    figure.suptitle(textwrap.fill(summary, 110), fontsize=10)
+    _save(figure, path)
+
+
+def _draw_panel(room: Axes, panel: _Panel, metrics: Sequence[Mapping[str, Any]]) -> None:
+    for name, label in panel.names.items():
+        epochs, values = _series(metrics, name)
+        if len(epochs):
+            room.plot(epochs, values, label=label, marker="." if len(epochs) < 40 else "")
+    if panel.band is not None:
+        epochs, values = _series(metrics, *panel.band)
+        room.fill_between(epochs, values[0] - values[1], values[0] + values[1], color="C1", alpha=0.2, linewidth=0)
+    if panel.limit is not None:
+        room.plot(*_series(metrics, panel.limit), color="grey", linestyle=":", label="limit of embeddings")
+    limits = [line["health_rank_limit"] for line in metrics if "health_rank_limit" in line]
+    if panel.threshold is not None and limits:
+        room.axhline(panel.threshold(limits[-1]), color="tab:red", linestyle="--", linewidth=1, label="collapsed below")
+    for line in metrics:
+        if line.get("collapsed"):
+            room.axvline(line["epoch"], color="tab:red", linewidth=1)
+    if panel.logarithmic:
+        room.set_yscale("log")
+        room.yaxis.set_major_formatter("{x:g}")
+        room.yaxis.set_minor_formatter(NullFormatter())
+    room.set_ylabel(panel.title, fontsize=8)
+    room.grid(alpha=0.3)
+    if len(room.get_legend_handles_labels()[1]) > 1:
+        room.legend(frameon=False, fontsize=8)
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the epochs of the lines that hold all the metrics, and these, one row for each if they are several."""
+    lines = [line for line in metrics if all(name in line for name in names)]
+    values = np.array([[line[name] for line in lines] for name in names], dtype=float)
+    return np.array([line["epoch"] for line in lines], dtype=float), values.squeeze(0) if len(names) == 1 else values
 
 
 def confusion_matrix(path: Path, confusion: np.ndarray, classes: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart import runs
+from headstart.backbones.given import initialise, run_settings
 from headstart.config import Finetune
 from headstart.data import facts
 from headstart.data.index import DataSet
@@ -68,8 +69,7 @@ def check(settings: Finetune) -> Finetune:
     parse_budget(settings.labels)
     if settings.views != "auto":
         preset(settings.views)
-    if settings.init != "none":
-        start.run_settings(settings.init)
+    run_settings(settings.init)
     return settings.updated(
         precision=resolve_precision(settings.precision),
         devices=resolve_devices(settings.devices),
@@ -93,7 +93,7 @@ def run_finetune(
     splits = split(data)
     rows = label_subset(data.labels, splits.train, settings.labels, settings.seed, classes=data.classes)
     size = start.image_size(settings.init, settings.image_size, data)
-    begun = start.initialise(
+    begun = initialise(
         settings.init,
         model=settings.model,
         model_args=settings.model_args,

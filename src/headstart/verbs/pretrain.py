@@ -1,39 +1,36 @@
 """The verb ``pretrain``: from images without labels to a backbone."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from headstart import methods, runs
-from headstart.backbones import build
+from headstart.backbones import build, has_tokens
+from headstart.backbones.given import DEFAULT_MODEL
 from headstart.config import Pretrain
-from headstart.contracts import Method
+from headstart.contracts import Method, Planned
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.loading import ViewLoader, images_at
 from headstart.data.sources import open_data
-from headstart.data.splits import limited, split
-from headstart.progress import Track, say
+from headstart.data.splits import Splits, label_subset, limited, parse_budget, split
+from headstart.errors import UserError
+from headstart.progress import say
 from headstart.randomness import mix
 from headstart.settings import signature
-from headstart.training import checkpoint
-from headstart.training.fit import fit
 from headstart.training.machine import (
     build_fabric,
     device_name,
     is_first_process,
-    prepared,
     resolve_devices,
     resolve_precision,
 )
-from headstart.training.optim import build_optimizer, learning_rate, scale_learning_rate
-from headstart.training.record import Recorder
-from headstart.verbs import figures, parameters, resolve, start
+from headstart.verbs import parameters, resolve, start
+from headstart.verbs.pretraining import Pretraining
 from headstart.verbs.result import Result
+
+DEFAULT_TRANSFORMER = "timm/vit_tiny_patch16_224"
 
 
 def pretrain(
@@ -45,7 +42,7 @@ def pretrain(
     quiet: bool = False,
     **given: Any,
 ) -> Result:
-    """Pretrain a backbone on images without labels, and leave it in a run folder.
+    """Pretrain a backbone on images, and leave it in a run folder.
 
     Args:
         out: the run folder.
@@ -74,54 +71,100 @@ pretrain.__signature__ = signature(Pretrain, before=parameters.RUN)  # type: ign
 
 def check(settings: Pretrain) -> Pretrain:
     """Return the settings with all that can be known before anything is loaded checked and resolved."""
-    resolve.view_names(settings.views, methods.find(settings.method).views, settings.data, 1)
+    method = methods.find(settings.method)
+    resolve.view_names(settings.views, method, method.recipes.natural, settings.data)
+    parse_budget(settings.labels)
+    model = settings.model
+    if model == "auto":
+        model = DEFAULT_TRANSFORMER if "vit" in method.needs else DEFAULT_MODEL
+    if "vit" in method.needs and not has_tokens(model, settings.model_args):
+        raise UserError(
+            f"model: {settings.method} needs a vision transformer, {model} is none"
+            f" (allowed: timm/vit_..., such as {DEFAULT_TRANSFORMER}, or auto)"
+        )
+    if (settings.sampling == "anchored") != (method.sampling == "anchored") and settings.sampling != "auto":
+        raise UserError(f"sampling: {settings.sampling} does not go with {settings.method} (allowed: auto)")
     return settings.updated(
-        method_args=methods.resolve(settings.method, settings.method_args),
+        model=model,
+        method_args=methods.checked(settings.method, settings.method_args),
         precision=resolve_precision(settings.precision),
         devices=resolve_devices(settings.devices),
         data=start.absolute(settings.data),
     )
 
 
-def pretraining_rows(data: DataSet, include: tuple[str, ...]) -> Tensor:
+def pretraining_rows(splits: Splits, include: tuple[str, ...]) -> Tensor:
     """Return the rows to pretrain on: training and unlabelled images, and the splits that the user includes."""
-    splits = split(data, needs_labels=False)
     parts = [splits.train, splits.unlabelled, *(getattr(splits, name) for name in include)]
     return torch.cat(parts).sort().values
 
 
-def resolve_settings(settings: Pretrain, data: DataSet) -> Pretrain:
+def learns_from_labels(settings: Pretrain) -> bool:
+    """Say whether labels enter a pretraining: through its loss, or through the choice of images."""
+    return "labels" in methods.find(settings.method).needs or settings.sampling == "balanced"
+
+
+def visible_labels(settings: Pretrain, data: DataSet, splits: Splits) -> Tensor:
+    """Return the labels that the method may see, int64 ``[data.count]``, -1 for those that are hidden.
+
+    Only training images show theirs, and only as many as the label budget allows: what a method learns from the labels
+    of val or test images would make every later score of them worthless.
+
+    Raises:
+        UserError: the method needs labels and there are none, or there is a budget and nothing that learns from labels.
+    """
+    hidden = torch.full_like(data.labels, -1)
+    if not learns_from_labels(settings):
+        if settings.labels != "all":
+            raise UserError(f"labels: {settings.method} learns from no labels (allowed: all, or a method that does)")
+        return hidden
+    try:
+        data.require_labels("data")
+    except UserError as error:
+        raise UserError(f"{error} (method: {settings.method} learns from labels)") from None
+    shown = label_subset(data.labels, splits.train, settings.labels, settings.seed, classes=data.classes)
+    hidden[shown] = data.labels[shown]
+    return hidden
+
+
+def plan(settings: Pretrain, data: DataSet, rows: Tensor, labels: Tensor) -> Pretrain:
     """Return checked settings in which nothing is `auto` any more that decides the result."""
     size = resolve.image_size(settings.image_size, facts.native_size(data))
-    count = len(pretraining_rows(data, settings.include))
-    return resolve.pretrain(settings, methods.find(settings.method).views, count, size)
+    return resolve.pretrain(settings, Planned(len(rows), size, 0, labels[rows], data.classes))
+
+
+def resolve_settings(settings: Pretrain, data: DataSet) -> Pretrain:
+    """Return checked settings as `run_pretrain` will use them.
+
+    Raises:
+        UserError: they cannot work with the data.
+    """
+    splits = split(data, needs_labels=False)
+    return plan(settings, data, pretraining_rows(splits, settings.include), visible_labels(settings, data, splits))
 
 
 def run_pretrain(
     settings: Pretrain, data: DataSet, folder: Path, *, resume: bool, overwrite: bool, quiet: bool, lean: bool = False
 ) -> Result:
     """Pretrain on an opened data set with checked settings; a lean run leaves neither plots nor checkpoints behind."""
-    settings = resolve_settings(settings, data)
-    rows = pretraining_rows(data, settings.include)
-    torch.manual_seed(mix(settings.seed))
-    size = int(settings.image_size)
-    backbone = build(settings.model, stem=settings.stem, image_size=size, model_args=settings.model_args)
-    method = methods.build(settings.method, backbone, settings.method_args)
+    splits = split(data, needs_labels=False)
+    rows, labels = pretraining_rows(splits, settings.include), visible_labels(settings, data, splits)
+    settings = plan(settings, data, rows, labels)
+    method = _build(settings)
     fabric = build_fabric(settings.precision, int(settings.devices))
+    training = Pretraining(settings, data, rows, labels, method, fabric)
     run = None
     if fabric.is_global_zero:
         known = {"verb": "pretrain", "device": device_name(), "data": facts.describe(data, {"pretrain": rows})}
         run = runs.create(folder, settings, known, resume=resume, overwrite=overwrite)
         if not quiet:
-            _announce(settings, data, len(rows), folder)
+            _announce(training, folder)
         if not lean:
-            _draw_views(run, settings, data, rows, method)
+            training.draw_views(run)
     try:
-        took = _train(
-            settings, data, rows, method, fabric, run, start.last_checkpoint(folder, resume), quiet=quiet, lean=lean
-        )
+        took = training.train(run, start.last_checkpoint(folder, resume), quiet=quiet, lean=lean)
         if run is not None:
-            _hand_over(run, settings, method, took, lean=lean)
+            training.hand_over(run, took, lean=lean)
     finally:
         if run is not None:
             run.release()
@@ -129,113 +172,21 @@ def run_pretrain(
     return result(folder)
 
 
-def _train(
-    settings: Pretrain,
-    data: DataSet,
-    rows: Tensor,
-    method: Method,
-    fabric: Fabric,
-    run: runs.Run | None,
-    last: Path | None,
-    *,
-    quiet: bool,
-    lean: bool,
-) -> dict[str, Any]:
-    """Train to the end from the last checkpoint, if there is one, and return what it took."""
-    batch_size, size = int(settings.batch_size), int(settings.image_size)
-    epoch_steps = len(rows) // batch_size
-    steps = settings.epochs * epoch_steps
-    optimizer = build_optimizer(method, settings.optimizer, weight_decay=settings.weight_decay)
-    trained, set_up = fabric.setup(prepared(method, fabric), optimizer)
-    first = 0
-    if last is not None:
-        first = checkpoint.restore(checkpoint.read(last, "resume"), objective=method, optimizer=optimizer)
-    loader = ViewLoader(
-        dataset=data,
-        rows=rows,
-        augments=resolve.augments(settings, method.views),
-        image_size=size,
-        batch_size=batch_size,
-        parts=settings.accumulate,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        seed=settings.seed,
-        start=first,
-        stop=steps,
-        workers=resolve.workers(settings.workers),
-        device=fabric.device,
-    )
-    peak = scale_learning_rate(float(settings.learning_rate), batch_size, settings.learning_rate_scaling)
-    show = Track("pretrain", steps * batch_size, unit="images", start=first * batch_size, quiet=quiet or run is None)
-    with show as track:
-        recorder = Recorder(
-            run,
-            track,
-            fabric,
-            first=first,
-            steps=steps,
-            epoch_steps=epoch_steps,
-            minutes=settings.checkpoint_every,
-            save_last=not lean,
-        )
-        for step in fit(
-            trained,
-            iter(loader),
-            set_up,
-            fabric=fabric,
-            learning_rates=lambda step: learning_rate(step, steps=steps, warmup=settings.warmup, peak=peak),
-            start=first,
-            steps=steps,
-            parts=settings.accumulate,
-            seed=settings.seed,
-        ):
-            recorder.record(step)
-            if recorder.checkpoint_due(step):
-                recorder.save(step, method, optimizer)
-    return {**recorder.facts(), "unreadable_images": dict(loader.bad)}
+def _build(settings: Pretrain) -> Method:
+    torch.manual_seed(mix(settings.seed))
+    size = int(settings.image_size)
+    backbone = build(settings.model, stem=settings.stem, image_size=size, model_args=settings.model_args)
+    return methods.build(settings.method, backbone, settings.method_args)
 
 
-def _draw_views(run: runs.Run, settings: Pretrain, data: DataSet, rows: Tensor, method: Method) -> None:
-    """Draw eight images beside their views of the first step, so that one sees what the method will see."""
-    size, count = int(settings.image_size), min(8, int(settings.batch_size))
-    augments = resolve.augments(settings, method.views)
-    loader = ViewLoader(
-        dataset=data,
-        rows=rows,
-        augments=augments,
-        image_size=size,
-        batch_size=int(settings.batch_size),
-        seed=settings.seed,
-        stop=1,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-    batch = next(iter(loader))
-    plain = next(iter(images_at(data, batch.rows[:count], size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))))
-    columns = [plain.views[0], *(view[:count] for view in batch.views)]
-    pictures = [[column[image].permute(1, 2, 0).numpy() for column in columns] for image in range(len(plain.rows))]
-    titles = ["image", *(f"view {number}" for number in range(1, len(columns)))]
-    figures.view_sheet(run.folder / "plots" / "views.png", pictures, titles)
-
-
-def _hand_over(run: runs.Run, settings: Pretrain, method: Method, took: Mapping[str, Any], *, lean: bool) -> None:
-    """Write what the run leaves behind: weights under their library's names, plots, and last of all the result."""
-    start.check_weights(method)
-    start.save_weights(run.folder / runs.BACKBONE, method.backbone.net)
-    start.save_weights(run.folder / runs.HEAD, method.projector)
-    metrics = runs.read_metrics(run.folder)
-    if not lean:
-        panels = {"loss": ["loss"], "learning rate": ["learning_rate"]}
-        figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
-    run.finish(settings, {"loss": metrics[-1]["loss"]}, **took)
-    if lean:
-        run.drop_checkpoints()
-
-
-def _announce(settings: Pretrain, data: DataSet, count: int, folder: Path) -> None:
-    say(f"{data.name}: {count} of {data.count} images, {data.layout}")
+def _announce(training: Pretraining, folder: Path) -> None:
+    settings, data = training.settings, training.data
+    say(f"{data.name}: {len(training.rows)} of {data.count} images, {data.layout}")
     for bad in data.bad:
         say(f"left out {bad.path}: {bad.reason}")
+    shown = int((training.labels[training.rows] >= 0).sum())
+    if shown:
+        say(f"{settings.method} learns from the labels of {shown} images, {settings.sampling} batches")
     say(
         f"{settings.method} on {settings.model} ({settings.stem} stem) at {settings.image_size} px, "
         f"views {settings.views}, {settings.epochs} epochs of batch {settings.batch_size}, "

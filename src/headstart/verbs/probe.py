@@ -2,13 +2,17 @@
 
 import csv
 import io
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from headstart import runs
+from headstart.backbones.given import initialise, run_settings
 from headstart.config import Probe
 from headstart.contracts import Backbone
 from headstart.data import facts
@@ -16,7 +20,15 @@ from headstart.data.index import DataSet
 from headstart.data.loading import images_at
 from headstart.data.sources import open_data
 from headstart.data.splits import Splits, label_subset, limited, parse_budget, split
-from headstart.evaluation.features import Extracted, cached, extract, hash_weights
+from headstart.evaluation.features import (
+    POOLED,
+    Extracted,
+    cached_stages,
+    extract,
+    extract_stages,
+    hash_weights,
+    stages,
+)
 from headstart.evaluation.knn import knn_predict
 from headstart.evaluation.linear import probe as probe_linear
 from headstart.evaluation.scores import classification_scores, confusion
@@ -67,8 +79,7 @@ def check(settings: Probe) -> Probe:
     """Return the settings with all that can be known before anything is loaded checked and resolved."""
     for budget in settings.labels:
         parse_budget(budget)
-    if settings.init != "none":
-        start.run_settings(settings.init)
+    run_settings(settings.init)
     return settings.updated(
         precision=resolve_precision(settings.precision),
         data=start.absolute(settings.data),
@@ -88,7 +99,7 @@ def run_probe(settings: Probe, data: DataSet, folder: Path | None, *, overwrite:
         for seed in seeds
     }
     size = start.image_size(settings.init, settings.image_size, data)
-    begun = start.initialise(
+    begun = initialise(
         settings.init,
         model=settings.model,
         model_args=settings.model_args,
@@ -100,7 +111,11 @@ def run_probe(settings: Probe, data: DataSet, folder: Path | None, *, overwrite:
         say(begun.matched.describe())
     settings = settings.updated(model=begun.model, model_args=begun.model_args, stem=begun.stem, image_size=size)
     features = _features(settings, begun.backbone, data, splits)
-    scores = _score(settings, data, features, subsets)
+    scores = [
+        {**row, "stage": stage}
+        for stage in features["train"]
+        for row in _score(settings, data, {part: found[stage] for part, found in features.items()}, subsets)
+    ]
     if folder is not None:
         known = {"verb": "probe", "data": facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})}
         run = runs.create(folder, settings, known, resume=False, overwrite=overwrite)
@@ -109,38 +124,47 @@ def run_probe(settings: Probe, data: DataSet, folder: Path | None, *, overwrite:
     return Result(folder, settings.model_dump(mode="json"), {"rows": scores}, _text(scores, settings, folder))
 
 
-def _features(settings: Probe, backbone: Backbone, data: DataSet, splits: Splits) -> dict[str, Extracted]:
-    """Return the features of each split; a RUN keeps them, so that its next probe need not compute them again."""
+def _features(settings: Probe, backbone: Backbone, data: DataSet, splits: Splits) -> dict[str, dict[str, Extracted]]:
+    """Return the features of each split and stage, computed only where no file has them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = int(settings.image_size)
-    place = Path(settings.init) / "features" if Path(settings.init).is_dir() else None
-    found = {}
-    for part in start.PARTS:
-        rows = getattr(splits, part)
-        name = identity(
-            {"weights": hash_weights(backbone), "size": size, "precision": settings.precision, "part": part}
+    files = _files(settings, backbone, data)
+
+    def compute(part: str) -> dict[str, Extracted]:
+        batches = images_at(
+            data,
+            getattr(splits, part),
+            int(settings.image_size),
+            batch_size=settings.batch_size,
+            workers=resolve.workers(settings.workers),
+            device=device,
         )
-        path = place / f"{data.fingerprint}-{name}.safetensors" if place is not None else None
+        if settings.stages:
+            return extract_stages(backbone, batches, device=device, precision=settings.precision)
+        return {POOLED: extract(backbone, batches, device=device, precision=settings.precision)}
 
-        def compute(rows: Tensor = rows) -> Extracted:
-            batches = images_at(
-                data,
-                rows,
-                size,
-                batch_size=settings.batch_size,
-                workers=resolve.workers(settings.workers),
-                device=device,
-            )
-            return extract(backbone, batches, device=device, precision=settings.precision)
+    return {part: cached_stages(files[part], partial(compute, part)) for part in start.PARTS}
 
-        found[part] = cached(path, compute)
-    return found
+
+def _files(settings: Probe, backbone: Backbone, data: DataSet) -> dict[str, dict[str, Path]]:
+    """Return the files in which a RUN keeps its features, for each split and stage; none where there is no RUN."""
+    if settings.init == "none" or not Path(settings.init).is_dir():
+        return {part: {} for part in start.PARTS}
+    # equal weights give other features in a network of other strides
+    known = {name: getattr(settings, name) for name in ("model", "model_args", "stem", "image_size", "precision")}
+    known["weights"] = hash_weights(backbone)
+    wanted = stages(backbone) if settings.stages else [POOLED]
+
+    def file(part: str, stage: str) -> Path:
+        name = f"{data.fingerprint}-{identity({**known, 'part': part, 'stage': stage})}.safetensors"
+        return Path(settings.init) / "features" / name
+
+    return {part: {stage: file(part, stage) for stage in wanted} for part in start.PARTS}
 
 
 def _score(
     settings: Probe, data: DataSet, features: dict[str, Extracted], subsets: dict[tuple[str, int], Tensor]
 ) -> list[dict[str, Any]]:
-    """Return one row of scores per label budget and seed."""
+    """Return one row of scores per label budget and seed, from the features of one stage."""
     labels = {part: data.labels[found.rows] for part, found in features.items()}
     train, test, classes = features["train"].features, features["test"].features, len(data.classes)
     # subsets name rows of the data set, the solver wants rows of the training features
@@ -189,11 +213,30 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 def _text(rows: list[dict[str, Any]], settings: Probe, folder: Path | None) -> str:
     names = {"accuracy": "linear", **{f"knn{k}_accuracy": f"kNN, k = {k}" for k in settings.neighbours}}
     lines = []
-    for labels in settings.labels:
-        of_budget = [row for row in rows if row["labels"] == labels]
-        cells = [mean_and_spread([row[name] for row in of_budget]) for name in names]
-        lines.append([labels, str(of_budget[0]["images"]), *cells])
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        for labels in settings.labels:
+            found = [row for row in rows if (row["stage"], row["labels"]) == (stage, labels)]
+            cells = [mean_and_spread([row[name] for row in found]) for name in names]
+            lines.append([stage, labels, str(found[0]["images"]), *cells])
+    head = ["stage", "labels", "images", *names.values()]
+    if not settings.stages:
+        head, lines = head[1:], [line[1:] for line in lines]
     seeds = len({row["seed"] for row in rows})
-    head = f"test accuracy in %, mean ± standard deviation over {seeds} label subset{'s' if seeds > 1 else ''}"
+    title = f"test accuracy in %, mean ± standard deviation over {seeds} label subset{'s' if seeds > 1 else ''}"
+    best = f"\n{_best_stages(rows, settings.labels)}" if settings.stages else ""
     kept = f"\nscores in {folder / 'scores.csv'}" if folder is not None else ""
-    return f"{head}\n{table(['labels', 'images', *names.values()], lines)}{kept}"
+    return f"{title}\n{table(head, lines)}{best}{kept}"
+
+
+def _best_stages(rows: list[dict[str, Any]], budgets: Sequence[str]) -> str:
+    """Return which stage is best at each label budget on the validation images, whatever it does on the test images."""
+    of_stage: dict[str, list[str]] = {}
+    for labels in budgets:
+        accuracies: dict[str, list[float]] = {}
+        for row in rows:
+            if row["labels"] == labels:
+                accuracies.setdefault(row["stage"], []).append(row["val_accuracy"])
+        best = max(accuracies, key=lambda stage: mean(accuracies[stage]))  # of equals the first
+        of_stage.setdefault(best, []).append(labels)
+    found = "; ".join(f"{stage} at labels {', '.join(labels)}" for stage, labels in of_stage.items())
+    return f"best stage by linear validation accuracy: {found}"

@@ -2,13 +2,18 @@
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
 
+from headstart import methods
 from headstart.backbones import stems
 from headstart.backbones.stems import LARGEST_SMALL_IMAGE
 from headstart.config import Finetune, Pretrain, Training
+from headstart.contracts import Method, Planned, Recipe
 from headstart.errors import UserError
 from headstart.settings import Auto
 from headstart.views import Augment, preset
+
+SMALL_DATA = 10_000  # images; below, a recipe makes more epochs of smaller batches
 
 
 def image_size(asked: int | Auto, native: int) -> int:
@@ -22,18 +27,16 @@ def image_size(asked: int | Auto, native: int) -> int:
     return native if native <= LARGEST_SMALL_IMAGE else min(224, native // 32 * 32)
 
 
-def views(asked: str, wanted: str, data: str, size: int) -> str:
-    """Return the name of a preset: as asked, else the form of the wanted one that fits the images.
+def views(asked: str, wanted: str, data: str) -> str:
+    """Return the name of a preset: as asked, else the wanted one, for drawn digits the one that does not mirror them.
 
-    >>> views("auto", "simclr", "pets", 32), views("auto", "simclr", "pets", 224), views("auto", "simclr", "digits", 8)
-    ('simclr-small', 'simclr', 'digits')
+    >>> views("auto", "simclr", "pets"), views("auto", "simclr", "digits"), views("auto", "none", "digits")
+    ('simclr', 'digits', 'none')
     """
     if asked != "auto":
         preset(asked)
         return asked
-    if data == "digits":
-        return "digits"
-    return "simclr-small" if wanted == "simclr" and size <= LARGEST_SMALL_IMAGE else wanted
+    return "digits" if data == "digits" and wanted != "none" else wanted
 
 
 def workers(asked: int | Auto) -> int:
@@ -56,46 +59,90 @@ def batch_size(settings: Training, count: int, most: int) -> int:
     return max(min(most, count) // settings.accumulate, 1) * settings.accumulate
 
 
-def view_names(asked: str, wanted: Sequence[str], data: str, size: int) -> tuple[str, ...]:
-    """Return the preset of each view: one that was asked for all or one for each, else what the method wants.
-
-    >>> view_names("auto", ["simclr", "simclr"], "pets", 32)
-    ('simclr-small', 'simclr-small')
-    >>> view_names("none,simclr", ["simclr", "simclr"], "pets", 32)
-    ('none', 'simclr')
+def view_names(asked: str, method: type[Method], recipe: Recipe, data: str) -> tuple[str, ...]:
+    """Return the preset of each view: one that was asked for all or one for each, else what the recipe wants.
 
     Raises:
-        UserError: there is no such preset, or not as many as views.
+        UserError: there is no such preset, not as many as views, or all views of an image would be the same.
     """
-    names = [name.strip() for name in asked.split(",")]
-    if len(names) not in (1, len(wanted)):
-        raise UserError(f"views: {len(names)} presets for {len(wanted)} views (allowed: one, or one for each view)")
-    pairs = zip(names * len(wanted) if len(names) == 1 else names, wanted, strict=True)
-    return tuple(views(name, want, data, size) for name, want in pairs)
+    wanted = recipe.views or method.views
+    names = [name for part in asked.split(",") for name in _repeated(part.strip())]
+    if len(names) == 1 and "*" not in asked:
+        names *= len(wanted)
+    least = len(method.views) if not method.more_views else 2
+    if len(names) != least and not (method.more_views and len(names) > least):
+        allowed = f"{least} or more, such as 2*swav,6*swav-local" if method.more_views else "one, or one for each view"
+        raise UserError(f"views: {len(names)} presets for {least} views (allowed: {allowed})")
+    if set(names) == {"auto"}:
+        return tuple(views("auto", want, data) for want in wanted)
+    if len(names) > 1 and set(names) == {"none"}:
+        raise UserError("views: none makes the views of an image equal (for images as they are: --method supcon-pairs)")
+    return tuple(views(name, want, data) for name, want in zip(names, [*wanted, *names][: len(names)], strict=True))
 
 
-def pretrain(settings: Pretrain, wanted: Sequence[str], count: int, size: int) -> Pretrain:
+def _repeated(part: str) -> list[str]:
+    """Return the presets that `6*dino-local` stands for."""
+    count, star, name = part.rpartition("*")
+    if not star:
+        return [part]
+    if not count.strip().isdigit() or int(count) == 0:
+        raise UserError(f"views: '{part}' is no preset (allowed: a name, or a number and a name as in 6*dino-local)")
+    return [name.strip()] * int(count)
+
+
+def written_views(names: Sequence[str]) -> str:
+    """Return presets in one line, which `view_names` reads back.
+
+    >>> written_views(["swav", "swav", "swav-local"]), written_views(["none"])
+    ('2*swav,swav-local', 'none')
+    """
+    runs = [(name, len(list(group))) for name, group in groupby(names)]
+    return ",".join(f"{count}*{name}" if count > 1 else name for name, count in runs)
+
+
+def recipe(method: type[Method], count: int, size: int) -> Recipe:
+    """Return the recipe of a method for so many images of a size in pixels."""
+    base = method.recipes.small_images if size <= LARGEST_SMALL_IMAGE else method.recipes.natural
+    if count >= SMALL_DATA:
+        return base
+    changes = dict(method.recipes.small_data)
+    return base.but(**{**changes, "method_args": {**base.method_args, **changes.get("method_args", {})}})
+
+
+def pretrain(settings: Pretrain, plan: Planned) -> Pretrain:
     """Return settings in which nothing about the training is `auto` any more.
 
     Args:
         settings: as the user gave them.
-        wanted: the presets that the method wants, one per view.
-        count: images to pretrain on.
-        size: side of the images in pixels.
+        plan: what is known of the data; its batch size is not yet.
 
     Raises:
-        UserError: the batch is larger than the data, or the views do not exist.
+        UserError: what is asked cannot work with the data or the method.
     """
-    names = view_names(settings.views, wanted, settings.data, size)
-    batch = batch_size(settings, count, 256)
+    method = methods.find(settings.method)
+    suits = recipe(method, plan.images, plan.image_size)
+    names = view_names(settings.views, method, suits, settings.data)
+    batch = batch_size(settings, plan.images, suits.batch_size)
     _check_part(batch, settings.accumulate)
-    rates = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
+    own_rates = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
+    values = {
+        field: getattr(suits, field)
+        for field in ("epochs", "optimizer", "learning_rate_scaling", "weight_decay", "warmup", "betas")
+        if getattr(settings, field) == "auto"
+    }
+    if settings.learning_rate == "auto":
+        same = settings.optimizer in ("auto", suits.optimizer)
+        values["learning_rate"] = suits.learning_rate if same else own_rates[settings.optimizer]
+    arguments = methods.resolve(settings.method, {**suits.method_args, **settings.method_args})
+    plan = plan._replace(batch_size=batch // settings.accumulate)
     return settings.updated(
-        image_size=size,
-        stem=stems.resolve(settings.stem, size),
-        views=names[0] if len(set(names)) == 1 else ",".join(names),
+        **values,
+        image_size=plan.image_size,
+        stem=stems.resolve(settings.stem, plan.image_size),
+        views=written_views(names),
         batch_size=batch,
-        learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
+        sampling=method.sampling if settings.sampling == "auto" else settings.sampling,
+        method_args=method.planned(arguments, plan),
     )
 
 
@@ -120,12 +167,12 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
     return settings.updated(
         image_size=size,
-        views=views(settings.views, "standard", settings.data, size),
+        views=views(settings.views, "standard", settings.data),
         batch_size=batch,
         learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
     )
 
 
-def augments(settings: Pretrain, wanted: Sequence[str]) -> tuple[Augment, ...]:
-    """Return the augmentation of each view that a method wants, given resolved settings."""
-    return tuple(preset(name) for name in view_names(settings.views, wanted, settings.data, int(settings.image_size)))
+def augments(settings: Pretrain) -> tuple[Augment, ...]:
+    """Return the augmentation of each view, given resolved settings."""
+    return tuple(preset(name) for part in settings.views.split(",") for name in _repeated(part))

@@ -1,39 +1,24 @@
-"""How a verb starts: settings from a file and from its arguments, a backbone from wherever its weights come from."""
+"""How a verb starts and ends: settings from a file and from its arguments, checks, and weights to leave behind."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 
 from headstart import runs
-from headstart.backbones import build, stems
-from headstart.backbones.weights import Matched, load_weights, pretrained_state, read_weights
-from headstart.contracts import Backbone
+from headstart.backbones.given import run_settings
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.sources import KNOWN_DATA
 from headstart.errors import UserError
-from headstart.randomness import mix
 from headstart.runs import SettingsT
-from headstart.settings import Auto, Stem
+from headstart.settings import Auto
 from headstart.verbs import resolve
 
 PARTS = ("train", "val", "test")
 LARGEST_WEIGHT = 1e6  # published networks stay below 1e3
-DEFAULT_MODEL = "torchvision/resnet18"
-
-
-class Initialised(NamedTuple):
-    """A backbone, and the model that it is an instance of."""
-
-    backbone: Backbone
-    matched: Matched | None
-    model: str
-    model_args: dict[str, Any]
-    stem: str
 
 
 def settings(
@@ -51,55 +36,6 @@ def settings(
     if resume and out is not None and (out / runs.CONFIG).exists():
         return runs.stored_settings(kind, out, given, check)
     return check(kind.create(**given))
-
-
-def run_settings(init: str) -> dict[str, Any] | None:
-    """Return the settings of the run that ``init`` names, None when it names something else."""
-    folder = Path(init)
-    if not folder.is_dir():
-        return None
-    stored = runs.read_config(folder, "init")
-    if not (folder / runs.BACKBONE).exists():
-        raise UserError(f"init: {folder} is not finished (it has no {runs.BACKBONE}; go on with --resume)")
-    return stored
-
-
-def initialise(
-    init: str, *, model: str, model_args: Mapping[str, Any], stem: Stem, image_size: int, seed: int
-) -> Initialised:
-    """Return the backbone with its first weights.
-
-    Args:
-        init: `none`, a RUN, a weights file, or a published torchvision/ or timm/ name.
-        model: MODEL, or `auto` for the run's or the published name's own.
-        model_args: for the library's constructor.
-        stem: `auto` for the run's, standard for published weights, else by the image size.
-        image_size: side of the images in pixels.
-        seed: of random weights.
-
-    Raises:
-        UserError: nothing has that name, or the weights do not fit the model.
-    """
-    stored = None if init == "none" else run_settings(init)
-    published = init.startswith(("torchvision/", "timm/")) and not Path(init).exists()
-    if stored is not None:
-        model = stored["model"] if model == "auto" else model
-        model_args = model_args or stored["model_args"]
-        stem = stored["stem"] if stem == "auto" else stem
-    elif published:
-        model = init if model == "auto" else model
-        stem = "standard" if stem == "auto" else stem
-    model = DEFAULT_MODEL if model == "auto" else model
-    stem = stems.resolve(stem, image_size)
-    torch.manual_seed(mix(seed))
-    backbone = build(model, stem=stem, image_size=image_size, model_args=model_args)
-    if init == "none":
-        return Initialised(backbone, None, model, dict(model_args), stem)
-    if stored is not None:
-        state = safetensors.torch.load_file(Path(init) / runs.BACKBONE)
-    else:
-        state = pretrained_state(init) if published else read_weights(Path(init))
-    return Initialised(backbone, load_weights(backbone, state, init), model, dict(model_args), stem)
 
 
 def absolute(data: str) -> str:
@@ -139,7 +75,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 def image_size(init: str, asked: int | Auto, data: DataSet) -> int:
     """Return the side of the images: as asked, else the run's that ``init`` names, else by the images themselves."""
-    stored = run_settings(init) if init != "none" else None
+    stored = run_settings(init)
     if asked == "auto" and stored is not None:
         return int(stored["image_size"])
     return resolve.image_size(asked, facts.native_size(data))

@@ -103,7 +103,7 @@ class Supervised:
                 iter(self._loader(first)),
                 set_up,
                 fabric=fabric,
-                learning_rates=lambda step: learning_rate(step, steps=steps, warmup=settings.warmup, peak=peak),
+                learning_rates=lambda step: learning_rate(step, steps=steps, warmup=float(settings.warmup), peak=peak),
                 start=first,
                 steps=first if stopped else steps,
                 parts=settings.accumulate,

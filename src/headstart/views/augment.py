@@ -14,6 +14,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Range = tuple[float, float]
 
+_SMALLEST_VIEW = 8  # pixels; backbones shrink views, and smaller ones would leave them nothing
+_LARGEST_SMALL_IMAGE = 64  # pixels; above it backbones shrink views by 16 or more
+
 
 class _Description(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -67,6 +70,7 @@ class Augment(_Description):
         gray: probability of dropping the colour; RGB images only.
         blur: Gaussian blur.
         solarize: probability of inverting the pixels of at least half brightness.
+        side: the side of the view as a share of the run's image size; below 1 for the local views of multi-crop.
     """
 
     crop: Range | None = None
@@ -78,6 +82,7 @@ class Augment(_Description):
     gray: Probability = 0.0
     blur: Blur | None = None
     solarize: Probability = 0.0
+    side: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
@@ -85,6 +90,21 @@ class Augment(_Description):
             _check_rising("crop", self.crop, highest=1.0)
         _check_rising("ratio", self.ratio)
         return self
+
+    def pixels(self, image_size: int) -> int:
+        """Return the side of the view in pixels, given that of a whole one.
+
+        A smaller side is rounded to what the strides of backbones divide: to an even number for images of at most 64
+        px, else to a multiple of 16, so that patches of 8 or 16 px fit.
+
+        >>> local = Augment(side=3 / 7)
+        >>> local.pixels(224), local.pixels(64), local.pixels(32), Augment().pixels(225)
+        (96, 28, 14, 225)
+        """
+        if self.side == 1:
+            return image_size
+        step = 2 if image_size <= _LARGEST_SMALL_IMAGE else 16
+        return min(image_size, max(_SMALLEST_VIEW, step, step * round(self.side * image_size / step)))
 
 
 class Stream(IntEnum):
@@ -141,15 +161,15 @@ def _check_rising(field: str, limits: Range, highest: float = float("inf")) -> N
         raise ValueError(f"{field}: ({low}, {high}) is no range, allowed: 0 < low <= high <= {highest}")
 
 
+# Colour distortion of strength 1 in SimCLR: arXiv:2002.05709, appendix A.
+_SIMCLR_JITTER = Jitter(probability=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+# BYOL: arXiv:2006.07733, appendix B, table 6.
+_BYOL_JITTER = Jitter(probability=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+_LOCAL_SIDE = 3 / 7  # 96 of 224 px: SwAV, arXiv:2006.09882, and DINO, arXiv:2104.14294
+
 PRESETS: dict[str, Augment] = {
     # SimCLR for ImageNet: arXiv:2002.05709, appendix A, colour distortion of strength 1.
-    "simclr": Augment(
-        crop=(0.08, 1.0),
-        flip=0.5,
-        jitter=Jitter(probability=0.8, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2),
-        gray=0.2,
-        blur=Blur(probability=0.5, sigma=(0.1, 2.0)),
-    ),
+    "simclr": Augment(crop=(0.08, 1.0), flip=0.5, jitter=_SIMCLR_JITTER, gray=0.2, blur=Blur(probability=0.5)),
     # SimCLR for CIFAR-10: appendix B.9 of the same paper, colour distortion of strength 0.5 and no blur.
     "simclr-small": Augment(
         crop=(0.08, 1.0),
@@ -174,6 +194,40 @@ PRESETS: dict[str, Augment] = {
         rotate=15.0,
         jitter=Jitter(probability=0.8, brightness=0.4, contrast=0.4),
     ),
+    # BYOL: arXiv:2006.07733, appendix B, table 6; the two views differ. Barlow Twins (arXiv:2103.03230) and VICReg
+    # (arXiv:2105.04906) take the same.
+    "byol-first": Augment(crop=(0.08, 1.0), flip=0.5, jitter=_BYOL_JITTER, gray=0.2, blur=Blur(probability=1.0)),
+    "byol-second": Augment(
+        crop=(0.08, 1.0), flip=0.5, jitter=_BYOL_JITTER, gray=0.2, blur=Blur(probability=0.1), solarize=0.2
+    ),
+    # MoCo v2: arXiv:2003.04297; the numbers are those of its code, main_moco.py with --aug-plus.
+    "moco": Augment(
+        crop=(0.2, 1.0),
+        flip=0.5,
+        jitter=Jitter(probability=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+        gray=0.2,
+        blur=Blur(probability=0.5),
+    ),
+    # SwAV: arXiv:2006.09882; the numbers are those of its code, src/multicropdataset.py, and its README's
+    # 2 x 224 + 6 x 96.
+    "swav": Augment(crop=(0.14, 1.0), flip=0.5, jitter=_SIMCLR_JITTER, gray=0.2, blur=Blur(probability=0.5)),
+    "swav-local": Augment(
+        crop=(0.05, 0.14), flip=0.5, jitter=_SIMCLR_JITTER, gray=0.2, blur=Blur(probability=0.5), side=_LOCAL_SIDE
+    ),
+    # DINO: arXiv:2104.14294; the numbers are those of its code, DataAugmentationDINO in main_dino.py.
+    "dino-first": Augment(crop=(0.4, 1.0), flip=0.5, jitter=_BYOL_JITTER, gray=0.2, blur=Blur(probability=1.0)),
+    "dino-second": Augment(
+        crop=(0.4, 1.0), flip=0.5, jitter=_BYOL_JITTER, gray=0.2, blur=Blur(probability=0.1), solarize=0.2
+    ),
+    "dino-local": Augment(
+        crop=(0.05, 0.4), flip=0.5, jitter=_BYOL_JITTER, gray=0.2, blur=Blur(probability=0.5), side=_LOCAL_SIDE
+    ),
+    # MAE: arXiv:2111.06377, table 8 (RandomResizedCrop), with the range and the flip of its code, main_pretrain.py.
+    "mae": Augment(crop=(0.2, 1.0), flip=0.5),
+    # RotNet: arXiv:1803.07728. Its code (dataloader.py) shows at least 0.77 of a CIFAR image (32 px out of 40, of which
+    # 8 are padding) and at least 0.08 of an ImageNet one. Ours is 0.6, between the two and nearer to CIFAR: the smaller
+    # the crop, the more often it shows nothing that has an upper side.
+    "rotation": Augment(crop=(0.6, 1.0), flip=0.5),
     # The whole image, for evaluation.
     "none": Augment(),
 }
