@@ -110,6 +110,8 @@ def _option(kind: Any, help_line: str, default: str) -> Any:
     """Return the annotation of an option. Its text is read by the settings themselves, so errors have one form."""
     if get_origin(kind) is dict:
         return Annotated[dict[str, str] | None, Parameter(help=help_line, show_default=False, negative=())]
+    if kind is bool:
+        return Annotated[bool | None, Parameter(help=help_line, show_default=lambda _: default)]
     shown = Parameter(help=help_line, show_default=lambda _: default, metavar="|".join(_forms(kind)))
     return Annotated[str | None, shown]
 

@@ -26,7 +26,8 @@ from headstart.settings import (
 Optimizer = Literal["sgd", "lars", "adamw"]
 Scaling = Literal["linear", "sqrt", "none"]
 Warmup = Annotated[float, Field(ge=0, lt=1)]
-Betas = tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, Decay], BeforeValidator(listed)]
 
 
 class Training(Settings):

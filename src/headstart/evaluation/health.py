@@ -15,14 +15,14 @@ from torch import Tensor
 _NOTHING = 1e-24  # share of the squared embeddings below which what is left after centring is rounding
 
 
-def health(embeddings: Sequence[Tensor], targets: Sequence[Tensor] | None, features: Tensor) -> dict[str, float]:
+def health(embeddings: Sequence[Tensor], target: Tensor | None, features: Tensor) -> dict[str, float]:
     """Return the figures under the names that they have in the metrics.
 
     Positive pairs are the two views of an image; all that is said of different images is said of the first views.
 
     Args:
         embeddings: of one or two views of the same images, each ``[n d]``; any scale and precision.
-        targets: a teacher's embeddings of the same views, each ``[n d]``, if there is a teacher.
+        target: a teacher's embeddings of the first view, ``[n d]``, if there is a teacher.
         features: the backbone's, of the first view, ``[n f]``.
 
     Returns:
@@ -48,9 +48,8 @@ def health(embeddings: Sequence[Tensor], targets: Sequence[Tensor] | None, featu
     if len(views) > 1:
         figures["health_alignment"] = alignment(first, views[1])
         figures["health_positives"] = similarity(first, views[1])
-    if targets:
-        distances = [1 - similarity(view, _wide(target)) for view, target in zip(views, targets, strict=True)]
-        figures["health_target_distance"] = sum(distances) / len(distances)
+    if target is not None:
+        figures["health_target_distance"] = 1 - similarity(first, _wide(target))
     return figures
 
 

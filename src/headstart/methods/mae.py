@@ -6,6 +6,7 @@ He, Chen, Xie, Li, Dollár, Girshick: Masked Autoencoders Are Scalable Vision Le
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -39,11 +40,15 @@ class Decoder(nn.Module):
         return pixels
 
 
-def patches_of(images: Tensor, side: int) -> Tensor:
-    """Return the pixels of square patches, row by row from the upper left: ``[b n side·side·c]``."""
-    batch, channels, height, width = images.shape
-    cut = images.reshape(batch, channels, height // side, side, width // side, side)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // side) * (width // side), side * side * channels)
+def patches_of(images: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Return the pixels of square patches, row by row from the upper left: ``[b n side·side·c]``.
+
+    Images that the patches do not divide are padded with zeros below and on the right, as timm does.
+    """
+    (rows, columns), (height, width) = grid, images.shape[2:]
+    whole = F.pad(images, (0, columns * side - width, 0, rows * side - height))
+    cut = whole.view(*whole.shape[:2], rows, side, columns, side)
+    return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 @final
@@ -82,8 +87,8 @@ class MAE(Method):
     ) -> None:
         super().__init__(backbone)
         assert isinstance(backbone, TokenBackbone)
-        self.patch_size = backbone.patch_size
-        self.patches = backbone.grid[0] * backbone.grid[1]
+        self.grid, self.patch_size = backbone.grid, backbone.patch_size
+        self.patches = self.grid[0] * self.grid[1]
         self.kept = max(1, round(self.patches * (1 - masked)))
         self.normalise = normalise
         self.projector = Decoder(backbone, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads)
@@ -96,7 +101,7 @@ class MAE(Method):
         keep = order[:, : self.kept]
         masked = torch.ones_like(order, dtype=torch.bool).scatter(1, keep, False)
         predictions = self.projector(self.backbone.tokens(images, keep), keep)
-        patches = patches_of(images, self.patch_size)
+        patches = patches_of(images, self.grid, self.patch_size)
         return {"loss": masked_patches(predictions, patches, masked, normalise=self.normalise)}
 
     def embed(self, images: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class SwAV(Method):
             views=("simclr-small", "simclr-small"),
             method_args={"prototypes": 512, "hidden_dim": 512},
         ),
-        small_data={"epochs": 800, "batch_size": 128},
+        small_data={"epochs": 800, "batch_size": 128, "method_args": {"prototypes": 300}},
     )
     remedy = "a lower method_args.epsilon, fewer prototypes or a lower learning rate"
 

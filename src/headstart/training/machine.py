@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from headstart.errors import UserError
@@ -48,7 +49,8 @@ def build_fabric(precision: str, devices: int) -> Fabric:
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        # queues and centres are equal in all processes already: sending them before every step would only take time
+        strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
         precision=_PRECISIONS[precision],
     )
     fabric.launch()
