@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "finetune": ("Train a classifier from a backbone and some labels, and score it on test images.", "Finetune", "RUN"),
     "study": ("Compare arms × transfers × label budgets × seeds, and write the report.", "Study", "STUDY"),
     "report": ("Write the report of a study again, as one HTML page.", None, "REPORT"),
-    "list": ("List methods, models, augments, data or tasks.", None, "LIST"),
+    "list": ("List methods, recipes, models, augments, data or tasks, or tell of one method.", None, "LIST"),
 }
 
 

@@ -114,7 +114,6 @@ class Recipe:
         weight_decay: of all but biases and normalisations.
         warmup: share of the steps over which the learning rate rises.
         betas: AdamW's decay of its two moments.
-        clip_gradient: the largest norm of a gradient, larger ones are scaled down; None lets all pass.
         views: presets; empty for the method's own.
         method_args: hyper-parameters that differ from the method's defaults.
     """
@@ -127,7 +126,6 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_gradient: float | None = None
     views: tuple[str, ...] = ()
     method_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -156,9 +154,10 @@ class Planned(NamedTuple):
     Attributes:
         images: how many there are to pretrain on.
         image_size: side of the views in pixels.
-        batch_size: images that a method sees together: those of one part of a step, over all processes.
+        batch_size: images that a method sees together: those of one part of a step, over all devices.
         labels: the labels that the method may see, int64 ``[images]``, -1 for none.
         classes: the names of the classes.
+        devices: each of them normalises its share of the batch by itself.
     """
 
     images: int
@@ -166,6 +165,7 @@ class Planned(NamedTuple):
     batch_size: int
     labels: Tensor
     classes: tuple[str, ...]
+    devices: int = 1
 
 
 Need = Literal["labels", "vit"]

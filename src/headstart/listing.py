@@ -19,8 +19,8 @@ _BATCHES = {
     "anchored": "anchors of one class, then images of others",
 }
 _RATES = (
-    "Rates are for a batch of 256 and grow with the batch, where it says sqrt with its square root. "
-    "few: where images are few."
+    "Rates are for a batch of 256. They grow in proportion to the batch; where it says sqrt, with its square root.\n"
+    "few: what changes below 10,000 images, beside epochs and batch."
 )
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
@@ -105,8 +105,15 @@ def _needs(method: "type[Method]") -> str:
 def _recipe_head() -> list[str]:
     from headstart.verbs.resolve import SMALL_DATA
 
-    below = f"below {SMALL_DATA:,}"
-    return ["images", "optimiser, rate", "decay", "warm-up", "epochs × batch", below, "views; what else differs"]
+    return [
+        "images",
+        "optimiser, rate",
+        "decay",
+        "warm-up",
+        "epochs × batch",
+        f"below {SMALL_DATA:,}",
+        "views; what differs from the defaults",
+    ]
 
 
 def _recipe_lines(name: str) -> list[list[str]]:
@@ -194,7 +201,7 @@ def _columns(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
     >>> print(_columns(["method", "needs"], [["supcon", "labels"], ["moco", "nothing"]]))
     method  needs
-    ──────────────
+    ───────────────
     supcon  labels
     moco    nothing
     """

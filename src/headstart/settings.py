@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from headstart.errors import UserError, unknown
@@ -87,6 +88,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read none as no value where that is the default, because help shows it so."""
+        optional = {
+            name for name, field in cls.model_fields.items() if not field.is_required() and field.default is None
+        }
+        return {name: None if name in optional and value == "none" else value for name, value in values.items()}
 
     @classmethod
     def create(cls, **values: Any) -> Self:

@@ -1,9 +1,12 @@
 """Every bash and Python block of the documents runs, in their order, unless it says that it does not and why."""
 
+import multiprocessing
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,37 +62,68 @@ def without_set_up(text):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder with ``images/``: class folders of scanned digits; and ``headstart`` as a command beside it."""
+    """Return a folder with ``images/``: class folders of scanned digits."""
     digits = load_digits()
     for number in range(200):
         place = tmp_path / "images" / f"digit-{digits.target[number]}"
         place.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray((digits.images[number] * 255 / 16).round().astype(np.uint8))
         image.resize((16, 16)).save(place / f"{number}.png")
-    command = tmp_path / ".bin" / "headstart"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m headstart.cli "$@"\n')
-    command.chmod(0o755)
     return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_blocks_of_a_document_run(document, folder):
-    paths = f"{folder / '.bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": paths, "OMP_NUM_THREADS": "1"}
-    for block in blocks((ROOT / document).read_text()):
-        if not block.run:
-            continue
-        if block.language == "bash":
-            command = ["bash", "-euo", "pipefail", "-c", without_set_up(block.text)]
+def commands(block: Block) -> Iterator[list[str]]:
+    """Yield what to run for a block: the arguments of a headstart command, or a command of its own."""
+    if block.language == "python":
+        yield [sys.executable, "-c", block.text]
+        return
+    held: list[str] = []
+    for line in without_set_up(block.text).replace("\\\n", " ").splitlines():
+        if line.startswith("headstart "):
+            yield from [["bash", "-euo", "pipefail", "-c", "\n".join(held)]] if held else []
+            yield shlex.split(line)
+            held = []
         else:
-            (folder / "block.py").write_text(block.text)
-            command = [sys.executable, "block.py"]
-        found = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=500
-        )
-        assert found.returncode == 0, f"{document}:{block.line}\n{found.stdout}\n{found.stderr}"
+            held.append(line)
+    yield from [["bash", "-euo", "pipefail", "-c", "\n".join(held)]] if held else []
+
+
+def call(arguments, folder, log):
+    """Do in a process of its own what the command would do there."""
+    os.chdir(folder)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    from headstart.cli import main
+
+    sys.argv = ["headstart", *arguments]
+    sys.exit(main())
+
+
+@pytest.fixture(scope="module")
+def context():
+    """Return what starts processes that have loaded torch already, which takes a command most of its time."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["headstart.cli", "headstart.verbs.pretrain", "headstart.verbs.probe"])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a page of commands takes minutes, more on a machine that does something else too
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_blocks_of_a_document_run(document, folder, context):
+    log = folder / "log.txt"
+    for block in blocks((ROOT / document).read_text()):
+        for command in commands(block) if block.run else []:
+            log.write_text("")
+            if command[0] == "headstart":
+                process = context.Process(target=call, args=(command[1:], folder, log))
+                process.start()
+                process.join(500)
+                status = process.exitcode
+            else:
+                with log.open("a") as out:
+                    status = subprocess.run(command, cwd=folder, stdout=out, stderr=out, check=False).returncode
+            assert status == 0, f"{document}:{block.line}\n{shlex.join(command)}\n{log.read_text()}"
 
 
 def test_blocks_are_found_and_marks_are_heeded():

@@ -79,6 +79,45 @@ def test_a_cell_needs_the_pretraining_of_its_own_arm_and_seed():
             assert cell.settings["init"] == "none"
 
 
+def test_an_arm_that_learns_from_labels_is_planned_once_for_each_budget():
+    arms = {"scratch": "none", "simclr": {"method": "simclr"}, "supcon": {"method": "supcon"}}
+    cells = plan(make(arms=arms, labels=[1, 5, "all"], transfers=["probe", "finetune"]), "a", labelled=("supcon",))
+    pretrainings = {cell.id: cell for cell in cells if cell.kind == "pretrain"}
+    by_arm = {arm: [c for c in pretrainings.values() if c.arm == arm] for arm in ("simclr", "supcon")}
+    assert [(cell.seed, cell.settings["labels"]) for cell in by_arm["simclr"]] == [(0, "all"), (1, "all")]
+    points = {(cell.seed, cell.settings["labels"]) for cell in by_arm["supcon"]}
+    assert points == {(seed, labels) for seed in (0, 1) for labels in ("1", "5", "all")}
+    transfers = [cell for cell in cells if cell.arm == "supcon" and cell.kind != "pretrain"]
+    assert len(transfers) == 2 * 3 * 2
+    for cell in transfers:
+        budget = (cell.settings["labels"],) if cell.kind == "finetune" else tuple(cell.settings["labels"])
+        pretraining = pretrainings[cell.needs]
+        assert budget == (pretraining.settings["labels"],)
+        assert cell.seed == pretraining.settings["seed"]
+        if cell.kind == "probe":
+            assert cell.settings["seeds"] == [cell.seed]
+
+
+@pytest.mark.parametrize(
+    ("changes", "labelled", "message"),
+    [
+        ({"grid": {"pretrain.labels": ["all"]}}, (), "grid: labels is for the study to set"),
+        ({"grid": {"pretrain.seed": [3, 4]}}, (), "grid: seed is for the study to set"),
+        ({"grid": {"finetune.labels": ["all"]}}, (), "grid: labels is for the study to set"),
+        ({"grid": {"finetune.init": ["other"]}}, (), "grid: init is for the study to set"),
+        (
+            {"arms": {"scratch": None, "a": {"method": "supcon", "labels": 5}}},
+            ("a",),
+            "arms.a: labels is for the study",
+        ),
+        ({"arms": {"scratch": None, "a": {"seed": 5}}}, (), "arms.a: seed is for the study"),
+    ],
+)
+def test_what_pairs_the_arms_is_for_the_study_to_set(changes, labelled, message):
+    with pytest.raises(UserError, match=message):
+        plan(make(**changes), "a", labelled=labelled)
+
+
 def test_a_grid_multiplies_the_cells_it_concerns():
     grid = {"finetune.learning_rate": [1e-4, 1e-3], "pretrain.method_args.temperature": [0.1, 0.5]}
     cells = plan(make(grid=grid), "a")

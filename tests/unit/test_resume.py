@@ -9,6 +9,9 @@ import torch
 import headstart
 from headstart import runs
 from headstart.errors import UserError
+from headstart.methods.simclr import SimCLR
+from headstart.training import checkpoint
+from headstart.training.fit import NonFiniteLossError
 from headstart.training.record import Recorder
 from headstart.verbs import finetune as finetune_module
 from headstart.verbs import pretrain as pretrain_module
@@ -79,6 +82,26 @@ def test_a_resumed_run_is_the_uninterrupted_one(verb, step, saved, uninterrupted
     found = start(verb, tmp_path / "run", resume=True)
     assert left_behind(found.out) == uninterrupted[verb]
     assert [line["step"] for line in runs.read_metrics(found.out)] == list(range(1, STEPS[verb] + 1))
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_training_that_broke_goes_on_from_the_step_before(broken, uninterrupted, tmp_path, monkeypatch):
+    losses, calls = SimCLR.losses, []
+
+    def breaks(self, batch):
+        calls.append(batch)
+        value = losses(self, batch)["loss"]
+        if len(calls) < 5:
+            return {"loss": value}
+        return {"loss": value * torch.inf if broken == "loss" else (0 * value).sqrt()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "losses", breaks)
+        with pytest.raises(NonFiniteLossError, match=r"learning_rate: .* at step 5"):
+            start("pretrain", tmp_path / "run")
+    assert [line["step"] for line in runs.read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert checkpoint.read(tmp_path / "run" / runs.LAST, "resume")["step"] == 4
+    assert left_behind(start("pretrain", tmp_path / "run", resume=True).out) == uninterrupted["pretrain"]
 
 
 def test_metrics_after_the_last_checkpoint_are_written_once(uninterrupted, tmp_path, monkeypatch):

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 import headstart
+from headstart.config import Study
 from headstart.errors import UserError
+from headstart.studies.prepare import prepare
 
 STUDY = {
     "name": "tiny",
@@ -153,6 +155,41 @@ def test_an_arm_against_itself_differs_by_nothing(tmp_path):
     for (arm, transfer, seed), accuracy in rows.items():
         if arm == "one":
             assert accuracy == rows["two", transfer, seed]
+
+
+def test_a_method_that_learns_from_labels_sees_those_of_its_budget_alone(tmp_path):
+    arms = {"scratch": "none", "supcon": {"method": "supcon"}}
+    changes = {"arms": arms, "transfers": ["probe"], "labels": [1, 5], "seeds": 1}
+    result = study(out=tmp_path / "out", **{**STUDY, **changes})
+    assert result.scores["cells"] == {"planned": 2 + 1 + 2, "finished": 5, "failed": []}
+    shown = []
+    for cell in (tmp_path / "out" / "cells").iterdir():
+        settings = yaml.safe_load((cell / "config.yaml").read_text())
+        if settings.get("method") == "supcon":
+            shown.append((settings["labels"], settings["seed"]))
+    assert sorted(shown) == [("1", 0), ("5", 0)]
+    points = {(row["arm"], row["labels"], row["seed"]) for row in rows_of(tmp_path / "out")}
+    assert points == {(arm, labels, "0") for arm in arms for labels in "15"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": {"scratch": None, "a": {"method": "mae"}}}, "arms.a: model: mae needs a vision transformer"),
+        ({"arms": {"scratch": None, "a": {"limit": 100}}}, "arms.a: limit: 100 is for the study to set"),
+        ({"arms": {"scratch": None, "a": {"method": "supcon-pairs"}}}, "arms.a: labels: no class has two labelled"),
+        ({"grid": {"pretrain.method": ["simclr", "supcon"]}}, "arms.simclr: some points of the grid learn from labels"),
+        ({"grid": {"pretrain.method_args.temperature": [0]}}, r"arms.simclr: method_args.temperature: input should"),
+    ],
+)
+def test_mistakes_in_an_arm_are_found_before_any_runs(change, message):
+    with pytest.raises(UserError, match=message):
+        prepare(Study.create(**{**STUDY, **change}))
+
+
+def test_the_arms_that_learn_from_labels_are_known():
+    labelled = {"supcon": {"method": "supcon"}, "balanced": {"method": "simclr", "sampling": "balanced"}}
+    assert prepare(Study.create(**{**STUDY, "arms": {**STUDY["arms"], **labelled}})).labelled == tuple(labelled)
 
 
 def test_mistakes_are_found_before_the_folder_is_made(tmp_path):

@@ -9,9 +9,10 @@ from torch import nn
 
 from headstart.contracts import Batch, Objective
 from headstart.errors import UserError
+from headstart.methods.simsiam import SimSiam
 from headstart.training import checkpoint
 from headstart.training.fit import NonFiniteLossError, fit
-from headstart.training.optim import build_optimizer, learning_rate
+from headstart.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 class Quadratic(Objective):
@@ -35,7 +36,7 @@ def batches(count, size=8):
         yield Batch((torch.randn(size, 4, generator=generator),), torch.zeros(size), torch.arange(size))
 
 
-def run(objective, steps, parts=1, start=0, source=None, rate=0.1):
+def run(objective, steps, parts=1, start=0, source=None, rate=0.1, clip=None):
     fabric = Fabric(accelerator="cpu", devices=1)
     optimizer = build_optimizer(objective, "sgd", weight_decay=0.0)
     trained, set_up = fabric.setup(objective, optimizer)
@@ -50,6 +51,7 @@ def run(objective, steps, parts=1, start=0, source=None, rate=0.1):
             steps=steps,
             parts=parts,
             seed=0,
+            clip_gradient=clip,
         )
     )
 
@@ -86,10 +88,72 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change():
     objective = Quadratic()
     before = objective.net[0].weight.clone()
     bad = Batch((torch.full((8, 4), math.nan),), torch.zeros(8), torch.arange(8))
-    with pytest.raises(NonFiniteLossError, match="loss is nan, seen is nan at step 1") as caught:
+    with pytest.raises(NonFiniteLossError, match="loss is nan, seen is nan, gradient_norm is nan at step 1") as caught:
         run(objective, 2, source=iter([bad, bad]))
     assert isinstance(caught.value, UserError)
     assert torch.equal(objective.net[0].weight, before)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_what_is_not_finite_stops_at_its_step_with_the_weights_before_it(broken):
+    class Breaks(Quadratic):
+        def losses(self, batch):
+            losses = super().losses(batch)
+            if len(self.progress) < 2:
+                return losses
+            # the root of zero is finite, its slope is not
+            return {**losses, "loss": losses["loss"] * math.inf if broken == "loss" else (0 * losses["loss"]).sqrt()}
+
+    torch.manual_seed(0)
+    whole, objective = Quadratic(), Breaks()
+    objective.load_state_dict(whole.state_dict())
+    run(whole, 2)
+    name = {"loss": "loss is inf, gradient_norm is nan", "gradient": "gradient_norm is nan"}[broken]
+    with pytest.raises(NonFiniteLossError, match=f"learning_rate: {name} at step 3") as caught:
+        run(objective, 5)
+    assert "\n" not in str(caught.value)
+    for mine, theirs in zip(objective.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("clip", [None, 1e9, 0.01])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_longer_gradient_is_cut_to_the_limit(clip, parts):
+    torch.manual_seed(0)
+    objective = Quadratic()
+    objective.net = nn.Linear(4, 3)
+    before = torch.cat([value.detach().clone().flatten() for value in objective.parameters()])
+    batch = list(batches(parts))
+    gradients = [torch.autograd.grad(objective.losses(part)["loss"], list(objective.parameters())) for part in batch]
+    whole = sum(torch.cat([value.flatten() for value in part]) for part in gradients) / parts
+    (step,) = run(objective, 1, parts=parts, source=iter(batch), clip=clip)
+    moved = (before - torch.cat([value.detach().flatten() for value in objective.parameters()])) / 0.1
+    assert step.gradient_norm == pytest.approx(float(whole.norm()), rel=1e-5)  # before it is cut
+    share = 1.0 if clip is None else min(1.0, clip / float(whole.norm()))
+    torch.testing.assert_close(moved, whole * share, rtol=1e-4, atol=1e-6)
+    assert float(moved.norm()) <= (clip or math.inf) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_the_rate_of_constant_parts_stays_at_its_peak(name):
+    class TwoParts(Quadratic):
+        constant = ("predictor",)
+
+        def __init__(self):
+            super().__init__()
+            self.predictor = nn.Linear(3, 3)
+
+    objective = TwoParts()
+    optimizer = build_optimizer(objective, name, weight_decay=0.1, peak=0.5)
+    set_learning_rate(optimizer, 0.125)
+    rates = {id(value): group["lr"] for group in optimizer.param_groups for value in group["params"]}
+    assert {rates[id(value)] for value in objective.predictor.parameters()} == {0.5}
+    assert {rates[id(value)] for value in objective.net.parameters()} == {0.125}
+    assert len(rates) == len(list(objective.parameters()))
+
+
+def test_the_predictor_of_simsiam_is_such_a_part():
+    assert SimSiam.constant == ("predictor",)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
@@ -107,8 +171,8 @@ def test_lars_is_the_paper_s_update(weight_decay):
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
     bias = nn.Parameter(torch.randn(3, dtype=torch.float64))
-    module = nn.Module()
-    module.weight, module.bias = weight, bias
+    module = Quadratic()
+    module.net = nn.ParameterDict({"weight": weight, "bias": bias})
     optimizer = build_optimizer(module, "lars", weight_decay=weight_decay)
     w, b = weight.detach().clone(), bias.detach().clone()
     momentum_w, momentum_b = torch.zeros_like(w), torch.zeros_like(b)

@@ -20,7 +20,7 @@ from headstart.evaluation.features import extract
 from headstart.evaluation.knn import knn_predict
 from headstart.evaluation.linear import probe as probe_linear
 from headstart.tasks.classification import Classifier
-from headstart.verbs import pretrain as pretrain_module
+from headstart.verbs import pretraining as pretraining_module
 from headstart.verbs import probe as probe_module
 from headstart.verbs.supervised import Supervised
 
@@ -89,7 +89,7 @@ def test_a_pretraining_leaves_what_it_should_and_nothing_else(run):
 def test_nothing_that_decides_a_pretraining_stays_auto(run):
     settings = runs.read_config(run, "init")
     assert [name for name, value in settings.items() if value == "auto"] == ["workers"]
-    assert (settings["image_size"], settings["stem"], settings["views"]) == (8, "small", "digits")
+    assert (settings["image_size"], settings["stem"], settings["views"]) == (8, "small", "2*digits")
     assert settings["method_args"]["temperature"] == 0.2
 
 
@@ -120,7 +120,7 @@ def test_test_images_enter_a_pretraining_only_when_asked_for(digits, tmp_path, m
                 seen.update(batch.rows.tolist())
                 yield batch
 
-    monkeypatch.setattr(pretrain_module, "ViewLoader", Spy)
+    monkeypatch.setattr(pretraining_module, "ViewLoader", Spy)
     cut = split(digits)
     settings = {**QUICK, "batch_size": 40, "epochs": 3}
     headstart.pretrain(out=tmp_path / "train", **settings)

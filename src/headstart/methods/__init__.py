@@ -47,6 +47,8 @@ METHODS: dict[str, type[Method]] = {
     "supcon-pairs": SupConPairs,
     "supcon-anchor": SupConAnchor,
 }
+# a class may be called 3, which YAML reads as a number
+_STRICT = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 def find(name: str) -> type[Method]:
@@ -78,10 +80,11 @@ def resolve(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown("method_args", argument, schema)
     fields: dict[str, Any] = {key: (parameter.annotation, parameter.default) for key, parameter in schema.items()}
     try:
-        model = create_model(name, __config__=ConfigDict(allow_inf_nan=False), **fields)(**arguments)
+        model = create_model(name, __config__=_STRICT, **fields)(**arguments)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"method_args.{first['loc'][0]}: {first['msg'].lower()}, not {first['input']!r}") from None
+        reason = first["msg"].removeprefix("Value error, ").lower()
+        raise UserError(f"method_args.{first['loc'][0]}: {reason}, not {first['input']!r}") from None
     return dict(model.model_dump())
 
 

@@ -71,9 +71,10 @@ class DenseCL(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters with queues of 65,536, of 4,096 for small images, or of all images if fewer."""
+        """Return the hyper-parameters with queues of 65,536, 4,096 for small images, at most a quarter of them."""
         check_splits(arguments["splits"], plan)
-        return {**arguments, "queue": queue_size(arguments["queue"], plan, 4096 if plan.image_size <= 64 else 65536)}
+        most = 4096 if plan.image_size <= 64 else 65536
+        return {**arguments, "queue": queue_size(arguments["queue"], plan, most, part=4)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sum of MoCo's loss and the same loss over places (eq. 1 to 3 of the paper)."""

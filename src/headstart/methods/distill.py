@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.backbones import list_models
-from headstart.backbones.given import Initialised, initialise, run_settings
+from headstart.backbones import has_tokens
+from headstart.backbones.given import DEFAULT_MODEL, PUBLISHED_SIZE, Initialised, initialise, run_settings
 from headstart.contracts import Backbone, Batch, Features, Method, Planned, Recipe, Recipes
 from headstart.errors import UserError
 from headstart.losses.distillation import feature_distillation
@@ -55,16 +55,23 @@ class Distill(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters as they are; raise a UserError when the teacher cannot be one."""
+        """Return the hyper-parameters with what the teacher is; raise a UserError when it cannot be one."""
         teacher = arguments["teacher"]
-        try:
-            known = run_settings(teacher) is not None or Path(teacher).is_file() or teacher in list_models()
-        except UserError as error:
-            raise UserError(f"method_args.teacher: {error}") from None
-        if not known:
+        published = not Path(teacher).exists()
+        if published and not teacher.startswith(("torchvision/", "timm/")):
             allowed = "allowed: a RUN, a weights file, or a published torchvision/ or timm/ name"
             raise UserError(f"method_args.teacher: nothing is called {teacher} ({allowed})")
-        return arguments
+        try:
+            if published:
+                has_tokens(teacher)  # knows every name, and builds nothing
+            stored = run_settings(teacher) or {}
+        except UserError as error:
+            raise _of_teacher(error) from None
+        own = {
+            "teacher_model": stored.get("model", teacher if published else DEFAULT_MODEL),
+            "teacher_size": stored.get("image_size", PUBLISHED_SIZE),
+        }
+        return {**arguments, **{name: value for name, value in own.items() if arguments[name] == "auto"}}
 
     def train(self, mode: bool = True) -> Self:
         """Switch all but the teacher, whose batch normalisations keep the statistics that it came with."""
@@ -98,4 +105,8 @@ def _teacher(teacher: str, model: str, image_size: int | Auto) -> Initialised:
     try:
         return initialise(teacher, model=model, image_size=image_size)
     except UserError as error:
-        raise UserError(f"method_args.teacher: {error}") from None
+        raise _of_teacher(error) from None
+
+
+def _of_teacher(error: UserError) -> UserError:
+    return UserError(f"method_args.teacher: {str(error).removeprefix('init: ').removeprefix('model: ')}")

@@ -3,7 +3,8 @@
 He, Chen, Xie, Li, Dollár, Girshick: Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv:2111.06377.
 """
 
-from typing import final
+import math
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from headstart.contracts import Backbone, Batch, Method, Recipe, Recipes, TokenBackbone
+from headstart.contracts import Backbone, Batch, Method, Planned, Recipe, Recipes, TokenBackbone
+from headstart.errors import UserError
 from headstart.losses.masked import masked_patches
 from headstart.settings import Positive, Share
 
@@ -90,8 +92,24 @@ class MAE(Method):
         self.grid, self.patch_size = backbone.grid, backbone.patch_size
         self.patches = self.grid[0] * self.grid[1]
         self.kept = max(1, round(self.patches * (1 - masked)))
+        if self.kept >= self.patches:
+            raise UserError(
+                f"method_args.masked: {masked} of {self.patches} patches is none"
+                " (allowed: up to 1, and images of two patches or more)"
+            )
         self.normalise = normalise
         self.projector = Decoder(backbone, dim=decoder_dim, depth=decoder_depth, heads=decoder_heads)
+
+    @classmethod
+    def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
+        """Return the hyper-parameters as they are; raise a UserError when the heads cannot share their width."""
+        dim, heads = arguments["decoder_dim"], arguments["decoder_heads"]
+        unit = math.lcm(4, heads)  # positions are four equal parts: sine and cosine of rows and columns
+        if dim % unit:
+            raise UserError(
+                f"method_args.decoder_dim: {dim} cannot be shared by {heads} heads (allowed: multiples of {unit})"
+            )
+        return arguments
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean squared error over the pixels of masked patches (section 3 of the paper)."""

@@ -63,9 +63,10 @@ class MoCo(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters with a queue of 65,536, of 4,096 for small images, or of all images if fewer."""
+        """Return the hyper-parameters with a queue of 65,536, 4,096 for small images, at most a quarter of them."""
         check_splits(arguments["splits"], plan)
-        return {**arguments, "queue": queue_size(arguments["queue"], plan, 4096 if plan.image_size <= 64 else 65536)}
+        most = 4096 if plan.image_size <= 64 else 65536
+        return {**arguments, "queue": queue_size(arguments["queue"], plan, most, part=4)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return InfoNCE of queries against the queue (alg. 1 of MoCo), the mean of both directions if symmetric."""

@@ -55,8 +55,9 @@ class NNCLR(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters with a queue of 98,304, of 4,096 for small images, or of all images if fewer."""
-        return {**arguments, "queue": queue_size(arguments["queue"], plan, 4096 if plan.image_size <= 64 else 98304)}
+        """Return the hyper-parameters with a queue of 98,304, 4,096 for small images, at most a quarter of them."""
+        most = 4096 if plan.image_size <= 64 else 98304
+        return {**arguments, "queue": queue_size(arguments["queue"], plan, most, part=4)}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return InfoNCE of neighbours and predictions, the mean of both ways (eq. 2 and 3 of the paper)."""

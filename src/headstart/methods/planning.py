@@ -5,14 +5,16 @@ from headstart.errors import UserError
 from headstart.settings import Auto
 
 
-def queue_size(asked: int | Auto, plan: Planned, most: int) -> int:
-    """Return the length of a queue: as asked, else ``most`` or the number of images, whichever is less.
+def queue_size(asked: int | Auto, plan: Planned, most: int, *, part: int = 1) -> int:
+    """Return the length of a queue: as asked, else ``most`` but at most a ``part``-th of the images.
+
+    Of a queue as long as the data, half the images would meet their own embedding of the epoch before.
 
     Raises:
         UserError: it would be longer than there are images, so that images met older copies of themselves.
     """
     if asked == "auto":
-        return min(most, plan.images)
+        return min(most, max(1, plan.images // part))
     if asked > plan.images:
         raise UserError(
             f"method_args.queue: {asked} is larger than the {plan.images} images (allowed: 1 to {plan.images}, auto)"
@@ -22,8 +24,9 @@ def queue_size(asked: int | Auto, plan: Planned, most: int) -> int:
 
 def check_splits(splits: int, plan: Planned) -> None:
     """Raise a UserError when the pieces of a batch are too small to be normalised."""
-    if plan.batch_size < 2 * splits:
+    own = plan.batch_size // plan.devices
+    if own < 2 * splits:
         raise UserError(
-            f"batch_size: {plan.batch_size} images in {splits} splits are too few to be normalised"
-            f" (allowed: {2 * splits} and more, or method_args.splits up to {plan.batch_size // 2})"
+            f"batch_size: {own} images of a device in {splits} splits are too few to be normalised"
+            f" (allowed: {2 * splits} and more, or method_args.splits up to {own // 2})"
         )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.contracts import Backbone, Batch, Method, Recipe, Recipes
+from headstart.losses.precision import exact
 
 TURNS = 4
 
@@ -48,7 +49,7 @@ class Rotation(Method):
         turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
         logits = self.projector(self.backbone(turned))
         right = (logits.detach().argmax(dim=1) == turns).to(logits.dtype).mean()
-        return {"loss": F.cross_entropy(logits.float(), turns), "rotation_accuracy": right}
+        return {"loss": exact(F.cross_entropy)(logits, turns), "rotation_accuracy": right}
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the features ``[b d]``: four logits are too few to see a collapse in."""

@@ -51,15 +51,29 @@ class SupConAnchor(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters with the class of the background, or `any other`."""
+        """Return the hyper-parameters with the class of the background, or `any other`.
+
+        Raises:
+            UserError: no labelled image is of the background, there are fewer objects than anchors, or the batch has no
+                room for two backgrounds.
+        """
         anchors, background = arguments["anchors"], arguments["background"]
+        counts = plan.labels[plan.labels >= 0].bincount(minlength=len(plan.classes)).tolist()
+        objects = {name: count for name, count in zip(plan.classes, counts, strict=True) if count}
         if background == "auto":
-            background = "background" if "background" in plan.classes else "any other"
-        if background not in (*plan.classes, "any other"):
-            raise unknown("method_args.background", background, (*plan.classes, "any other"))
-        if plan.batch_size < 2 * anchors + 2:
+            background = "background" if "background" in objects else "any other"
+        if background not in (*objects, "any other"):
+            raise unknown("method_args.background", background, (*objects, "any other"))
+        fewest = min(objects.values()) if background == "any other" else sum(counts) - objects[background]
+        if anchors > fewest:
             raise UserError(
-                f"batch_size: {plan.batch_size} is too small for {anchors} anchors, their views and two backgrounds"
+                f"method_args.anchors: {anchors}, but there are {fewest} labelled images of an object"
+                f" (allowed: 1 to {fewest})"
+            )
+        own = plan.batch_size // plan.devices
+        if own < 2 * anchors + 2:
+            raise UserError(
+                f"batch_size: {own} is too small for {anchors} anchors, their views and two backgrounds"
                 f" (allowed: {2 * anchors + 2} and more)"
             )
         return {**arguments, "background": background}

@@ -40,10 +40,16 @@ class SupConPairs(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters as they are; raise a UserError when no class has two images."""
+        """Return the hyper-parameters as they are; raise a UserError when a class or a batch cannot have two images."""
         counts = plan.labels[plan.labels >= 0].bincount(minlength=1)
         if int(counts.max()) < 2:
-            raise UserError("data: supcon-pairs needs a class of two images or more, every class here has at most one")
+            raise UserError("labels: no class has two labelled images (allowed for supcon-pairs: 2 or more of a class)")
+        classes = int((counts > 0).sum())
+        if plan.batch_size % 2 and plan.batch_size <= classes:  # then every image has a turn of its own
+            raise UserError(
+                f"batch_size: {plan.batch_size} images are of as many of the {classes} classes"
+                f" (allowed for supcon-pairs: an even number, or more than {classes})"
+            )
         return arguments
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

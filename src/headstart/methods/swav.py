@@ -32,16 +32,17 @@ class SwAV(Method):
     recipes = Recipes(
         # the authors' recipe for batch 256: 0.6, and a queue of 3840 from epoch 15 of 200
         natural=Recipe(200, 256, "lars", 0.6, weight_decay=1e-6, warmup=0.0),
-        # lightly's CIFAR-10 table: 512 prototypes and no small crops
+        # lightly's CIFAR-10 benchmark: Adam at 1e-3 for batch 128, 512 prototypes and no small crops
         small_images=Recipe(
             200,
             256,
-            "sgd",
-            0.12,
+            "adamw",
+            2e-3,
+            weight_decay=1e-6,
             views=("simclr-small", "simclr-small"),
-            method_args={"prototypes": 512, "hidden_dim": 512},
+            method_args={"hidden_dim": 512},
         ),
-        small_data={"epochs": 800, "batch_size": 128, "method_args": {"prototypes": 300}},
+        small_data={"epochs": 800, "batch_size": 128},
     )
     remedy = "a lower method_args.epsilon, fewer prototypes or a lower learning rate"
 
@@ -49,7 +50,7 @@ class SwAV(Method):
         self,
         backbone: Backbone,
         *,
-        prototypes: Positive = 3000,
+        prototypes: Positive | Auto = "auto",
         temperature: PositiveFloat = 0.1,
         epsilon: PositiveFloat = 0.05,
         iterations: Positive = 3,
@@ -61,6 +62,7 @@ class SwAV(Method):
     ) -> None:
         super().__init__(backbone)
         assert queue != "auto", "resolved by planned"
+        assert prototypes != "auto", "resolved by planned"
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.queue_start, self.frozen = queue_start, frozen
         self.projector = mlp([backbone.dim, hidden_dim, projection_dim])
@@ -70,23 +72,28 @@ class SwAV(Method):
 
     @classmethod
     def planned(cls, arguments: dict[str, Any], plan: Planned) -> dict[str, Any]:
-        """Return the hyper-parameters with a queue of 15 batches where the batch is smaller than the prototypes.
+        """Return the hyper-parameters with 3,000 prototypes, 512 for small images, at most one for every 20 images.
+
+        Where the batch is smaller than the prototypes, they get a queue of 15 batches.
 
         Raises:
             UserError: batch and queue together are fewer than the prototypes, which could not all be used then.
         """
         prototypes, asked = arguments["prototypes"], arguments["queue"]
+        if prototypes == "auto":
+            prototypes = min(512 if plan.image_size <= 64 else 3000, max(2, plan.images // 20))
         if asked == 0 or (asked == "auto" and plan.batch_size >= prototypes):
             queue = 0
         else:
             queue = queue_size(asked, plan, max(15 * plan.batch_size, prototypes))
         if plan.batch_size + queue < prototypes:
+            most, needed = plan.batch_size + plan.images, prototypes - plan.batch_size
+            longer = f"a queue of {needed} and more, or " if prototypes <= most else ""
             raise UserError(
-                f"batch_size: {plan.batch_size} and a queue of {queue} are fewer than the {prototypes} prototypes "
-                f"(allowed: a queue of {prototypes - plan.batch_size} and more for {prototypes} prototypes, or "
-                f"method_args.prototypes up to {plan.batch_size + queue})"
+                f"method_args.prototypes: {prototypes} are more than the batch of {plan.batch_size} and the queue of "
+                f"{queue} (allowed: {longer}up to {plan.batch_size + queue} prototypes)"
             )
-        return {**arguments, "queue": queue}
+        return {**arguments, "prototypes": prototypes, "queue": queue}
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the mean loss of predicting each of the first two views' codes from all other views (eq. 2)."""

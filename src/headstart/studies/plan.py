@@ -12,6 +12,14 @@ from headstart.settings import identity
 Kind = Literal["pretrain", "probe", "head", "finetune"]
 
 
+# What the study sets itself, so that no part of it may.
+_RESERVED = {
+    "pretrain": ("labels", "seed"),
+    "probe": ("labels", "seeds", "seed", "init", "data", "limit"),
+    "finetune": ("labels", "transfer", "seed", "init", "data", "limit"),
+}
+
+
 class Prepared(NamedTuple):
     """What a study must know of its data and its machine: facts without tensors, for a process that has no torch.
 
@@ -68,6 +76,8 @@ def plan(study: Study, fingerprint: str, labelled: Collection[str] = ()) -> list
         UserError: a part of the study is not a setting of its verb.
     """
     cells: dict[str, Cell] = {}
+    for verb, reserved in _RESERVED.items():
+        _refuse("grid", {name.split(".")[1]: None for name in study.grid if name.startswith(f"{verb}.")}, *reserved)
     for seed, (arm, start) in itertools.product(range(study.seeds), study.arms.items()):
         groups = [(budget,) for budget in study.labels] if arm in labelled else [study.labels]
         for budgets in groups:
@@ -104,10 +114,10 @@ def _pretrainings(
     if not isinstance(start, Mapping):
         yield {}, None
         return
-    for choice in _grid(study, "pretrain"):
+    for choice in choices(study, "pretrain"):
         _refuse(f"arms.{arm}", {**study.pretrain, **start}, *own)
         given = {**shared(study), **study.pretrain, **start, **own}
-        settings = _settings(Pretrain, f"arms.{arm}", _with(given, choice))
+        settings = _settings(Pretrain, f"arms.{arm}", chosen(given, choice))
         elsewhere = settings["data"] if settings["data"] != study.data else ""
         cell_id = identity({"verb": "pretrain", **settings}, elsewhere, fingerprint)
         yield choice, Cell(cell_id, "pretrain", arm, own["seed"], settings, choice=choice)
@@ -117,19 +127,18 @@ def _transfers(
     study: Study, arm: str, seed: int, init: str, choice: Mapping[str, Any], fingerprint: str, *, needs: bool
 ) -> Iterator[Cell]:
     """Yield the cells in which a backbone meets labels: one probe for all budgets, one training for each."""
-    _refuse("probe", study.probe, "labels", "seeds", "seed", "init", "data", "limit")
-    _refuse("finetune", study.finetune, "labels", "transfer", "seed", "init", "data", "limit")
+    _refuse("probe", study.probe, *_RESERVED["probe"])
+    _refuse("finetune", study.finetune, *_RESERVED["finetune"])
     for transfer in study.transfers:
         if transfer == "probe":
             given = {**shared(study), "labels": study.labels, **study.probe, "seeds": [seed], "seed": seed}
             settings = _settings(Probe, "probe", {**given, "init": init})
             yield _cell("probe", arm, seed, settings, init, choice, fingerprint, needs=needs)
             continue
-        for labels, more in itertools.product(study.labels, _grid(study, "finetune")):
+        for labels, more in itertools.product(study.labels, choices(study, "finetune")):
             given = {**shared(study), **study.finetune, "transfer": transfer, "labels": labels, "seed": seed}
-            settings = _settings(Finetune, "finetune", _with({**given, "init": init}, more))
-            chosen = {**choice, **more}
-            yield _cell(transfer, arm, seed, settings, init, chosen, fingerprint, needs=needs)
+            settings = _settings(Finetune, "finetune", chosen({**given, "init": init}, more))
+            yield _cell(transfer, arm, seed, settings, init, {**choice, **more}, fingerprint, needs=needs)
 
 
 def _cell(
@@ -148,14 +157,14 @@ def _cell(
     return Cell(cell_id, kind, arm, seed, settings, needs=init if needs else None, choice=choice)
 
 
-def _grid(study: Study, part: str) -> Iterator[dict[str, Any]]:
+def choices(study: Study, part: str) -> Iterator[dict[str, Any]]:
     """Yield every point of the grid over one verb's settings; one empty point when there is no grid."""
     names = [name for name in study.grid if name.startswith(f"{part}.")]
     for values in itertools.product(*(study.grid[name] for name in names)):
         yield dict(zip(names, values, strict=True))
 
 
-def _with(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
+def chosen(settings: Mapping[str, Any], choice: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with dotted choices put in: ``pretrain.method_args.temperature`` goes one level down."""
     changed = dict(settings)
     for name, value in choice.items():

@@ -11,7 +11,7 @@ from headstart.data.index import DataSet
 from headstart.data.sources import open_data
 from headstart.data.splits import label_subset, limited, parse_budget, split
 from headstart.errors import UserError
-from headstart.studies.plan import Prepared, shared
+from headstart.studies.plan import Prepared, choices, chosen, shared
 from headstart.training.machine import default_workers, device_name
 from headstart.verbs import finetune, pretrain, resolve, start
 
@@ -42,17 +42,25 @@ def prepare(study: Study) -> Prepared:
 
 
 def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: DataSet) -> bool:
-    """Raise the errors of an arm's pretraining, and say whether it learns from the labels of the study's data."""
+    """Raise the errors of an arm's pretrainings, and say whether they learn from the labels of the study's data."""
+    labelled = set()
     try:
-        settings = pretrain.check(Pretrain.create(**{**shared(study), **study.pretrain, **init}))
-        own = data if settings.data == study.data else limited(open_data(settings.data), settings.limit)
-        # labels of other data are not those that the arms are compared at
-        labelled = own is data and pretrain.learns_from_labels(settings)
-        for labels in study.labels if labelled else [settings.labels]:
-            pretrain.resolve_settings(settings.updated(labels=labels), own)
+        for choice in choices(study, "pretrain"):
+            given = chosen({**shared(study), **study.pretrain, **init}, choice)
+            settings = pretrain.check(Pretrain.create(**given))
+            own = data if settings.data == study.data else limited(open_data(settings.data), settings.limit)
+            if own is data and settings.limit != study.limit:  # other images would be cut into other splits
+                raise UserError(f"limit: {settings.limit} is for the study to set (allowed: {study.limit})")
+            # labels of other data are not those that the arms are compared at
+            learns = own is data and pretrain.learns_from_labels(settings)
+            for labels in study.labels if learns else [settings.labels]:
+                pretrain.resolve_settings(settings.updated(labels=labels), own)
+            labelled.add(learns)
     except UserError as error:
         raise UserError(f"arms.{arm}: {error}") from None
-    return labelled
+    if len(labelled) > 1:
+        raise UserError(f"arms.{arm}: some points of the grid learn from labels (allowed: all or none; or two arms)")
+    return True in labelled
 
 
 def _check_backbones(study: Study) -> None:

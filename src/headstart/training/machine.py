@@ -1,6 +1,7 @@
 """The device, the arithmetic and the processes of a training."""
 
 import os
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,11 @@ from headstart.errors import UserError
 from headstart.settings import Auto
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+# Queues and centres are equal in all processes already: to send them before every step would only take time.
+_BUFFER_OPTIONS = ("forward_sync_buffers", "broadcast_buffers")  # of torch, the newer name first
+_DDP: dict[str, Any] = {
+    next(name for name in _BUFFER_OPTIONS if name in signature(nn.parallel.DistributedDataParallel).parameters): False
+}
 _PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -49,8 +55,7 @@ def build_fabric(precision: str, devices: int) -> Fabric:
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
-        # queues and centres are equal in all processes already: sending them before every step would only take time
-        strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
+        strategy=DDPStrategy(**_DDP) if devices > 1 else "auto",
         precision=_PRECISIONS[precision],
     )
     fabric.launch()

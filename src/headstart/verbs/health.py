@@ -31,11 +31,11 @@ class CollapseError(UserError):
 def looks(steps: int, asked: int | Literal["auto"]) -> int:
     """Return after how many steps to look again.
 
-    A look is two forward passes of at most 256 images, one for each view. A step is two forward and two backward passes,
-    a backward pass as long as two forward ones: six units of time. So a look is a third of a step, or less with larger
-    batches. A teacher adds one unit; MoCo's step, of which only one view is trained, then has four units and its look
-    three. Auto looks every 50 steps (1.5 % of the time at most), more often for five looks in a short training, but
-    never more often than every 40, where three quarters of a step are 1.9 %.
+    A look is two forward passes of at most 256 images, one for each view. A step is two forward and two backward
+    passes, a backward pass as long as two forward ones: six units of time. So a look is a third of a step, or less with
+    larger batches. A teacher adds one unit; MoCo's step, of which only one view is trained, then has four units and its
+    look three. Auto looks every 50 steps (1.5 % of the time at most), more often for five looks in a short training,
+    but never more often than every 40, where three quarters of a step are 1.9 %.
 
     Args:
         steps: of the whole training.

@@ -34,7 +34,7 @@ HELP = {
     "workers": "Runs at the same time (none: one per GPU, else one per core for images of at most 64 px).",
     "data": "DATA with labels: class folders, or the name of a known data set.",
     "folder": "The folder of a study.",
-    "what": "methods, models, augments, data or tasks.",
+    "what": "methods, recipes, models, augments, data, tasks, or the name of one method.",
 }
 RUN = (OUT, CONFIG, RESUME, OVERWRITE, QUIET)
 DEMO = (

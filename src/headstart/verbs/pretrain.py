@@ -84,6 +84,8 @@ def check(settings: Pretrain) -> Pretrain:
         )
     if (settings.sampling == "anchored") != (method.sampling == "anchored") and settings.sampling != "auto":
         raise UserError(f"sampling: {settings.sampling} does not go with {settings.method} (allowed: auto)")
+    if len(set(settings.include)) < len(settings.include):
+        raise UserError(f"include: {settings.include[0]} is given twice (allowed: val, test, each once)")
     return settings.updated(
         model=model,
         method_args=methods.checked(settings.method, settings.method_args),
@@ -111,18 +113,27 @@ def visible_labels(settings: Pretrain, data: DataSet, splits: Splits) -> Tensor:
     of val or test images would make every later score of them worthless.
 
     Raises:
-        UserError: the method needs labels and there are none, or there is a budget and nothing that learns from labels.
+        UserError: labels of two classes or more are needed and there are none, or there is a budget and nothing that
+            learns from labels.
     """
     hidden = torch.full_like(data.labels, -1)
     if not learns_from_labels(settings):
         if settings.labels != "all":
             raise UserError(f"labels: {settings.method} learns from no labels (allowed: all, or a method that does)")
         return hidden
+    in_loss = "labels" in methods.find(settings.method).needs
+    reason = f"method: {settings.method} learns from labels" if in_loss else "sampling: balanced needs labels"
     try:
         data.require_labels("data")
     except UserError as error:
-        raise UserError(f"{error} (method: {settings.method} learns from labels)") from None
+        raise UserError(f"{error} ({reason})") from None
     shown = label_subset(data.labels, splits.train, settings.labels, settings.seed, classes=data.classes)
+    seen = sorted(set(data.labels[shown].tolist()))
+    if len(seen) < 2:
+        only = data.classes[seen[0]]
+        raise UserError(
+            f"data: all labelled training images are of class '{only}' (allowed: two classes or more; {reason})"
+        )
     hidden[shown] = data.labels[shown]
     return hidden
 

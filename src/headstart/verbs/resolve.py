@@ -1,6 +1,7 @@
 """What `auto` means: pure functions from settings and facts of the data to values, which are printed and recorded."""
 
 import os
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,9 +12,11 @@ from headstart.config import Finetune, Pretrain, Training
 from headstart.contracts import Method, Planned, Recipe
 from headstart.errors import UserError
 from headstart.settings import Auto
+from headstart.verbs.health import looks
 from headstart.views import Augment, preset
 
 SMALL_DATA = 10_000  # images; below, a recipe makes more epochs of smaller batches
+LEAST = 3  # images that are pretrained on together: of two, a normalised feature is 1 and -1 whatever the weights
 
 
 def image_size(asked: int | Auto, native: int) -> int:
@@ -45,7 +48,7 @@ def workers(asked: int | Auto) -> int:
 
 
 def batch_size(settings: Training, count: int, most: int) -> int:
-    """Return the batch: as asked, else the largest that the data fill and the parts divide, at most ``most``.
+    """Return the batch: as asked, else the largest that the data fill and that can be cut, at most ``most``.
 
     Raises:
         UserError: it is larger than the data.
@@ -53,20 +56,29 @@ def batch_size(settings: Training, count: int, most: int) -> int:
     if settings.batch_size != "auto":
         if settings.batch_size > count:
             raise UserError(
-                f"batch_size: {settings.batch_size} is larger than the {count} images (allowed: 2 to {count}, auto)"
+                f"batch_size: {settings.batch_size} is larger than the {count} images (allowed: up to {count}, auto)"
             )
         return settings.batch_size
-    return max(min(most, count) // settings.accumulate, 1) * settings.accumulate
+    return max(min(most, count) // pieces(settings), 1) * pieces(settings)
+
+
+def pieces(settings: Training) -> int:
+    """Return into how many pieces a batch is cut: one for each part and device."""
+    return settings.accumulate * (1 if settings.devices == "auto" else settings.devices)
 
 
 def view_names(asked: str, method: type[Method], recipe: Recipe, data: str) -> tuple[str, ...]:
     """Return the preset of each view: one that was asked for all or one for each, else what the recipe wants.
 
     Raises:
-        UserError: there is no such preset, not as many as views, or all views of an image would be the same.
+        UserError: there is no such preset, not as many as views, all views of an image would be the same, or some are
+            too small for a method that knows the place of every patch.
     """
     wanted = recipe.views or method.views
     names = [name for part in asked.split(",") for name in _repeated(part.strip())]
+    small = [name for name in names if name != "auto" and preset(name).side < 1]
+    if small and "vit" in method.needs:
+        raise UserError(f"views: {small[0]} is of a smaller size (allowed: views of the whole size, such as mae)")
     if len(names) == 1 and "*" not in asked:
         names *= len(wanted)
     least = len(method.views) if not method.more_views else 2
@@ -85,8 +97,10 @@ def _repeated(part: str) -> list[str]:
     count, star, name = part.rpartition("*")
     if not star:
         return [part]
-    if not count.strip().isdigit() or int(count) == 0:
-        raise UserError(f"views: '{part}' is no preset (allowed: a name, or a number and a name as in 6*dino-local)")
+    if not re.fullmatch("[1-9][0-9]?", count.strip()):
+        raise UserError(
+            f"views: '{part}' is no preset (allowed: a name, or a number from 1 to 99 and a name as in 6*dino-local)"
+        )
     return [name.strip()] * int(count)
 
 
@@ -122,8 +136,10 @@ def pretrain(settings: Pretrain, plan: Planned) -> Pretrain:
     method = methods.find(settings.method)
     suits = recipe(method, plan.images, plan.image_size)
     names = view_names(settings.views, method, suits, settings.data)
+    if plan.images < LEAST:
+        raise UserError(f"data: {plan.images} images to pretrain on (allowed: {LEAST} or more)")
     batch = batch_size(settings, plan.images, suits.batch_size)
-    _check_part(batch, settings.accumulate)
+    _check_pieces(batch, pieces(settings), LEAST)
     own_rates = {"sgd": 0.12, "lars": 0.3, "adamw": 1e-3}
     values = {
         field: getattr(suits, field)
@@ -134,7 +150,8 @@ def pretrain(settings: Pretrain, plan: Planned) -> Pretrain:
         same = settings.optimizer in ("auto", suits.optimizer)
         values["learning_rate"] = suits.learning_rate if same else own_rates[settings.optimizer]
     arguments = methods.resolve(settings.method, {**suits.method_args, **settings.method_args})
-    plan = plan._replace(batch_size=batch // settings.accumulate)
+    plan = plan._replace(batch_size=batch // settings.accumulate, devices=int(settings.devices))
+    steps = int(values.get("epochs", settings.epochs)) * (plan.images // batch)
     return settings.updated(
         **values,
         image_size=plan.image_size,
@@ -142,15 +159,21 @@ def pretrain(settings: Pretrain, plan: Planned) -> Pretrain:
         views=written_views(names),
         batch_size=batch,
         sampling=method.sampling if settings.sampling == "auto" else settings.sampling,
+        health_every=looks(steps, settings.health_every),
         method_args=method.planned(arguments, plan),
     )
 
 
-def _check_part(batch: int, parts: int) -> None:
-    if batch < 2 * parts:
+def _check_pieces(batch: int, count: int, least: int) -> None:
+    if batch < least * count:
         raise UserError(
-            f"batch_size: {batch} images in {parts} parts (allowed: 2 or more in a part, "
+            f"batch_size: {batch} is too small (allowed: {least * count} or more, {least} for each part and device, "
             "because images are compared and normalised with each other)"
+        )
+    if batch % count:
+        raise UserError(
+            f"batch_size: {batch} cannot be cut into {count} pieces, one for each part and device"
+            f" (allowed: multiples of {count})"
         )
 
 
@@ -163,7 +186,7 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     # one batch size serves all label budgets of a study: the smallest of them may not fill it
     batch = batch_size(settings.updated(batch_size="auto"), count, most=_most(settings))
     if settings.transfer == "finetune":
-        _check_part(batch, settings.accumulate)
+        _check_pieces(batch, settings.accumulate, 2)
     rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
     return settings.updated(
         image_size=size,
