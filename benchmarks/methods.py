@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,8 +26,8 @@ from headstart import UserError, runs
 from headstart.errors import unknown
 from headstart.studies.statistics import t_interval
 
-# kNN (k = 200, T = 0.1) on CIFAR-10, ResNet-18 with a small stem, 200 epochs, batch 512 or, where that was better, 128:
-# the best epoch on test of one seed. https://docs.lightly.ai/self-supervised-learning/getting_started/benchmarks.html
+# kNN (k = 200, T = 0.1) on CIFAR-10, ResNet-18 with a small stem, 200 epochs, batch 512 or 128: the best epoch on test
+# of one seed. https://docs.lightly.ai/self-supervised-learning/getting_started/benchmarks.html
 LIGHTLY = {"simclr": 84.8, "moco": 84.7, "byol": 86.8, "barlow-twins": 84.2, "swav": 84.2, "dino": 84.0}
 LIGHTLY_SETTING = ("torchvision/resnet18", 200)
 SCORES = {"knn200": "kNN, k = 200", "knn20": "kNN, k = 20", "linear10": "linear, 10 labels", "linear": "linear"}
@@ -277,7 +278,7 @@ def main() -> None:
     versions = ", ".join(f"{package} {version}" for package, version in here["versions"].items())
     print(f"{date.today()}, {here['processor']}, {here['cores']} cores, trained on {device(folder)}")
     print(f"commit {here['commit']}, {versions}")
-    print(f"`python {' '.join(sys.argv)}`\n\n{markdown(rows, options)}")
+    print(f"`python {shlex.join(sys.argv)}`\n\n{markdown(rows, options)}")
     print(
         "\nTest accuracy in % at the last epoch, in brackets the difference to random weights of the same seeds; "
         "± half of the 95 % interval over the seeds, with a single seed over five subsets of 10 labels per class."

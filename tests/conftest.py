@@ -18,6 +18,11 @@ from headstart.verbs import resolve
 
 TINY_RESNET = {"channels": [8, 8, 8, 8], "layers": [1, 1, 1, 1]}
 TINY_TRANSFORMER = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+# of the methods' own parts: the tests do not get better by being slower
+NARROW = {
+    **dict.fromkeys(("projection_dim", "hidden_dim", "projector_dim", "predictor_dim", "bottleneck_dim"), 32),
+    **{"prototypes": 24, "slices": 64, "decoder_dim": 48, "decoder_depth": 2},
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,7 +95,9 @@ def make_method(teacher) -> Callable[..., Method]:
         plan = Planned(1000, size, count, torch.arange(1000) % 3, ("a", "b", "c"))
         given = {"teacher": teacher, "teacher_size": size} if name == "distill" else {}
         recipe = resolve.recipe(method, 100_000, size)
-        resolved = method.planned(methods.resolve(name, {**recipe.method_args, **given, **arguments}), plan)
+        narrow = {key: value for key, value in NARROW.items() if key in methods.hyper_parameters(method)}
+        arguments = {**recipe.method_args, **narrow, **given, **arguments}
+        resolved = method.planned(methods.resolve(name, arguments), plan)
         torch.manual_seed(seed)
         model, model_args = ("timm/resnet18", TINY_RESNET)
         if "vit" in method.needs:
