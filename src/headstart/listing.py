@@ -47,10 +47,15 @@ def _methods() -> str:
     from headstart.methods import METHODS, hyper_parameters
     from headstart.verbs.resolve import written_views
 
-    lines = [[name, _needs(method), written_views(method.views), method.paper] for name, method in METHODS.items()]
+    lines = []
+    for name, method in METHODS.items():
+        recipe = method.recipes.natural
+        settings = f"{_rate(recipe)}, {recipe.epochs} × {recipe.batch_size}"
+        lines.append([name, _needs(method), written_views(method.views), settings, method.paper])
     temperature = hyper_parameters(METHODS["simclr"])["temperature"].default
     return (
-        f"{_columns(['method', 'needs', 'views', 'paper'], lines)}\n\n"
+        f"{_columns(['method', 'needs', 'views', 'recipe (epochs × batch)', 'paper'], lines)}\n\n"
+        "recipe                  of photographs above 64 px; there are others for small images and for small data\n"
         "headstart list NAME     one method: what it does, its recipes, its hyper-parameters\n"
         "headstart list recipes  the settings of all of them, which pretrain takes where none are given\n"
         f"--method-args.KEY VALUE sets a hyper-parameter, such as simclr's temperature={temperature}"
@@ -102,6 +107,11 @@ def _needs(method: "type[Method]") -> str:
     return ", ".join(needs) or "nothing"
 
 
+def _rate(recipe: "Recipe") -> str:
+    rule = "" if recipe.learning_rate_scaling == "linear" else f" {recipe.learning_rate_scaling}"
+    return f"{recipe.optimizer} {_value(recipe.learning_rate)}{rule}"
+
+
 def _recipe_head() -> list[str]:
     from headstart.verbs.resolve import SMALL_DATA
 
@@ -126,12 +136,11 @@ def _recipe_lines(name: str) -> list[list[str]]:
     for images, size in ((f"> {LARGEST} px", LARGEST + 1), (f"≤ {LARGEST} px", LARGEST)):
         usual = resolve.recipe(method, resolve.SMALL_DATA, size)
         few = resolve.recipe(method, resolve.SMALL_DATA - 1, size)
-        rule = "" if usual.learning_rate_scaling == "linear" else f" {usual.learning_rate_scaling}"
         differing = [resolve.written_views(usual.views or method.views), *_differing(usual, few)]
         lines.append(
             [
                 images,
-                f"{usual.optimizer} {_value(usual.learning_rate)}{rule}",
+                _rate(usual),
                 _value(usual.weight_decay),
                 f"{usual.warmup:.0%}",
                 f"{usual.epochs} × {usual.batch_size}",

@@ -42,7 +42,7 @@ def first_table(text):
     return "\n".join(lines[rule - 1 : end])
 
 
-@pytest.mark.parametrize(("what", "width"), [("methods", 120), ("recipes", 160), *((name, 160) for name in METHODS)])
+@pytest.mark.parametrize(("what", "width"), [("methods", 150), ("recipes", 160), *((name, 160) for name in METHODS)])
 def test_a_list_fits_a_terminal(what, width):
     lines = listing(what).splitlines()
     assert max(map(len, lines)) <= width
