@@ -20,7 +20,9 @@ TEACHER = {"learning_rate": 0.5}
 # accuracy, is at most half of the mean gain that was measured with 10 labels per class.
 CASES = [
     pytest.param("simclr", TEACHER, 3.5, id="contrastive"),  # 7.3
-    pytest.param("byol", {"learning_rate": 0.25, "method_args": {"momentum": 0.9}}, 2, id="self-distilling"),  # 4.5
+    pytest.param(
+        "byol", {"learning_rate": 0.25, "epochs": 12, "method_args": {"momentum": 0.9}}, 2, id="self-distilling"
+    ),  # in 124 steps it gains too little to tell
     pytest.param("vicreg", {}, 2, id="redundancy"),  # 4.6
     pytest.param("swav", {"learning_rate": 0.01, "method_args": {"epsilon": 0.02}}, 1, id="clustering"),  # 2.9
     pytest.param("densecl", {"learning_rate": 0.25}, 1.5, id="dense"),  # 3.6
