@@ -27,6 +27,6 @@ def check_splits(splits: int, plan: Planned) -> None:
     own = plan.batch_size // plan.devices
     if own < 2 * splits:
         raise UserError(
-            f"batch_size: {own} images of a device in {splits} splits are too few to be normalised"
+            f"batch_size: {own} images in {splits} splits are too few to be normalised"
             f" (allowed: {2 * splits} and more, or method_args.splits up to {own // 2})"
         )
