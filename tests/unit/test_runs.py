@@ -8,7 +8,7 @@ from headstart import runs
 from headstart.config import Pretrain
 from headstart.errors import UserError
 
-SETTINGS = Pretrain.create(data="digits")
+SETTINGS = Pretrain.create(data="digits", epochs=200)
 
 
 def create(folder, **how):
