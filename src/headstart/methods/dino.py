@@ -112,4 +112,6 @@ class DINO(Method):
 
     def _teacher_temperature(self, progress: float) -> float:
         first, last = self.teacher_temperatures
-        return first + (last - first) * min(1.0, progress / self.temperature_warmup if self.temperature_warmup else 1.0)
+        if progress >= self.temperature_warmup:
+            return last
+        return first + (last - first) * progress / self.temperature_warmup

@@ -27,7 +27,7 @@ class SimSiam(Method):
         natural=Recipe(200, 256, "sgd", 0.05, weight_decay=1e-4, warmup=0.0),
         # app. D: 0.03, weight decay 5e-4 and a projector of two layers
         small_images=Recipe(
-            200, 256, "sgd", 0.03, warmup=0.0, views=("simclr-small", "simclr-small"), method_args={"layers": 2}
+            200, 256, "sgd", 0.12, warmup=0.0, views=("simclr-small", "simclr-small"), method_args={"layers": 2}
         ),
         small_data={"epochs": 800, "batch_size": 128},
     )

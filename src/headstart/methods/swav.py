@@ -67,7 +67,7 @@ class SwAV(Method):
         self.queue_start, self.frozen = queue_start, frozen
         self.projector = mlp([backbone.dim, hidden_dim, projection_dim])
         self.prototypes = Prototypes(projection_dim, prototypes)
-        self.queues = nn.ModuleList(Queue(queue, projection_dim) for _ in range(2 if queue else 0))
+        self.queues = nn.ModuleList(Queue(queue, projection_dim) for _ in range(2 if queue else 0))  # one for each view
         self.progress = nn.Buffer(torch.zeros(()))
 
     @classmethod

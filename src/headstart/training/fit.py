@@ -96,7 +96,7 @@ def fit(
         means = {name: float(value) for name, value in totals.items()}
         known = {**means, "gradient_norm": float(length)}
         # half precision scales the loss until gradients overflow now and then, and leaves out such a step
-        finite = means if fabric.device.type == "cuda" and _scaler(fabric) is not None else known
+        finite = means if _scaler(fabric) is not None else known
         if not all(math.isfinite(value) for value in finite.values()):
             raise NonFiniteLossError(_explain(step + 1, finite, learning_rates(step)))
         optimizer.step()

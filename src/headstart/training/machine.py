@@ -73,10 +73,26 @@ def prepared(module: ModuleT, fabric: Fabric) -> ModuleT:
     Convolutions keep their channels last in memory, which made small ResNets 1.25 to 1.4 times as fast on a CPU and is
     what GPUs with bf16 want. Batch statistics are taken over all GPUs; CPU processes keep their own.
     """
-    module = module.to(memory_format=torch.channels_last)
+    if fabric.device.type == "cuda" or not _overruns_memory(module):
+        module = module.to(memory_format=torch.channels_last)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return, no-untyped-call]
     return module
+
+
+def _overruns_memory(module: nn.Module) -> bool:
+    """Say whether a convolution of the module crashes the process in its backward pass with channels last on a CPU.
+
+    oneDNN writes past its workspace for strided 1x1 convolutions of less than 16 channels (its issue 6035, v3.12 and
+    v3.13): such as the shortcuts of a ResNet with 8 channels.
+    """
+    return any(
+        isinstance(part, nn.Conv2d)
+        and part.kernel_size == (1, 1)
+        and part.stride != (1, 1)
+        and part.in_channels // part.groups < 16
+        for part in module.modules()
+    )
 
 
 def default_workers(image_size: int) -> int:
