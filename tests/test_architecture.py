@@ -16,9 +16,9 @@ ROWS = [
     {"runs", "losses", "views"},
     {"data", "backbones"},
     {"methods", "tasks", "evaluation"},
-    {"training"},
+    {"training", "reports"},
     {"verbs"},
-    {"reports", "listing"},
+    {"listing"},
     {"studies"},
     {"cli", "__init__"},
 ]

@@ -13,13 +13,32 @@ if TYPE_CHECKING:
     from headstart.reports.page import report
     from headstart.studies.demo import demo
     from headstart.studies.study import study
+    from headstart.verbs.count import count
+    from headstart.verbs.crop import crop
+    from headstart.verbs.doctor import doctor
     from headstart.verbs.finetune import finetune
     from headstart.verbs.pretrain import pretrain
     from headstart.verbs.probe import probe
+    from headstart.verbs.pseudo_label import pseudo_label
+    from headstart.verbs.split import split
 
-__all__ = ["UserError", "demo", "finetune", "pretrain", "probe", "report", "study"]
+__all__ = [
+    "UserError",
+    "count",
+    "crop",
+    "demo",
+    "doctor",
+    "finetune",
+    "pretrain",
+    "probe",
+    "pseudo_label",
+    "report",
+    "split",
+    "study",
+]
 
 _ROOMS = {
+    **{verb: f"headstart.verbs.{verb}" for verb in ("count", "crop", "doctor", "pseudo_label", "split")},
     "pretrain": "headstart.verbs.pretrain",
     "probe": "headstart.verbs.probe",
     "finetune": "headstart.verbs.finetune",

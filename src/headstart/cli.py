@@ -15,6 +15,11 @@ from headstart.errors import UserError, unknown
 # name: (what it does, its settings in headstart.config, its own arguments in headstart.verbs.parameters)
 COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "demo": ("The main job in a few minutes, on scanned digits or on your own class folders.", None, "DEMO"),
+    "doctor": ("Examine data before a training: what is broken, what it will cost, what to type.", "Doctor", "DOCTOR"),
+    "count": ("Count images, objects and pixels of each class and split.", "Count", "COUNT"),
+    "split": ("Divide data into parts by class and by group, and write them.", "Split", "PREPARATION"),
+    "crop": ("Cut out every labelled object, and background, into class folders.", "Crop", "PREPARATION"),
+    "pseudo-label": ("Label images by a detector, as a YOLO data set.", "PseudoLabel", "PSEUDO_LABEL"),
     "pretrain": ("Pretrain a backbone on images without labels.", "Pretrain", "RUN"),
     "probe": ("Score a frozen backbone with kNN and a linear classifier at several label budgets.", "Probe", "PROBE"),
     "finetune": ("Train a classifier from a backbone and some labels, and score it on test images.", "Finetune", "RUN"),
@@ -25,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, 2 after a mistake of the user's, 130 when interrupted."""
+    """Run one command and return the exit status: 0, 1 for data to be mended, 2 after a mistake, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
@@ -42,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a training on several devices starts this command again for each of them
     if outcome is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         print(outcome)
-    return 0
+    return 1 if getattr(outcome, "must_fix", False) else 0
 
 
 def build_app(asked: str) -> App:
@@ -76,7 +81,9 @@ def _command(verb: str, settings: str | None, own: str) -> Callable[..., Any]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=_option(field.annotation, field.description or "", _default(field)),
+            annotation=_option(
+                field.annotation, field.description or "", _default(field), written=bool(field.metadata)
+            ),
         )
         for name, field in fields.items()
         if name not in {parameter.name for parameter in before}
@@ -94,7 +101,7 @@ def _command(verb: str, settings: str | None, own: str) -> Callable[..., Any]:
 
 
 def _function(verb: str) -> str:
-    return "listing" if verb == "list" else verb
+    return "listing" if verb == "list" else verb.replace("-", "_")
 
 
 def _default(field: Any) -> str:
@@ -106,9 +113,12 @@ def _default(field: Any) -> str:
     return "none" if shown is None else str(shown)
 
 
-def _option(kind: Any, help_line: str, default: str) -> Any:
-    """Return the annotation of an option. Its text is read by the settings themselves, so errors have one form."""
-    if get_origin(kind) is dict:
+def _option(kind: Any, help_line: str, default: str, *, written: bool) -> Any:
+    """Return the annotation of an option. Its text is read by the settings themselves, so errors have one form.
+
+    A mapping is given by dotted names, unless it is ``written`` in one text that its settings know how to read.
+    """
+    if get_origin(kind) is dict and not written:
         return Annotated[dict[str, str] | None, Parameter(help=help_line, show_default=False, negative=())]
     if kind is bool:
         return Annotated[bool | None, Parameter(help=help_line, show_default=lambda _: default)]
@@ -129,6 +139,8 @@ def _forms(kind: Any) -> list[str]:
         return [str(part) for part in parts]
     if origin is Annotated:
         return _forms(parts[0])
+    if origin is dict:
+        return ["NAME=VALUE,..."]
     if origin is tuple:
         return [f"{'|'.join(_forms(parts[0]))},..."]
     if parts:

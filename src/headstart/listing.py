@@ -236,7 +236,7 @@ def _augments() -> str:
 
 
 def _data() -> str:
-    from headstart.data.sources import KNOWN_DATA, cache_folder
+    from headstart.data.known import KNOWN_DATA, cache_folder
 
     names = ", ".join(KNOWN_DATA)
     return (

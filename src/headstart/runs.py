@@ -20,9 +20,10 @@ LAST, BEST = Path("checkpoints", "last.ckpt"), Path("checkpoints", "best.ckpt")
 BACKBONE, HEAD = "backbone.safetensors", "head.safetensors"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 STUDY = "study.yaml"
+DOCTOR = "doctor.json"
 # What a run or a study puts into its folder; anything else is the user's and never deleted.
 _FILES = (CONFIG, STUDY, RESULT, METRICS, ENVIRONMENT, BACKBONE, HEAD)
-_OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv"} | {
+_OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv", DOCTOR} | {
     "cells",
     "results.csv",
     "summary.json",

@@ -4,7 +4,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import default_loader
 
-from headstart.data.images import DecodeError, DepthError, decode, decode_all, inspect
+from headstart.data.images import DecodeError, decode, decode_all, inspect
 
 
 def noise(*shape, seed=0):
@@ -48,15 +48,6 @@ def test_orientation_is_applied_to_pixels_and_size(tmp_path, name, orientation):
     np.testing.assert_array_equal(decode(tmp_path / name).permute(1, 2, 0).numpy(), expected)
     header = inspect(tmp_path / name)
     assert (header.height, header.width) == expected.shape[:2] == ((8, 12) if orientation < 5 else (12, 8))
-
-
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_deep_pixels_are_refused(tmp_path, dtype):
-    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tif")
-    with pytest.raises(DepthError, match="convert to 8 bit"):
-        inspect(tmp_path / "a.tif")
-    with pytest.raises(DepthError, match="convert to 8 bit"):
-        decode(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp", "a.gif"])
@@ -104,7 +95,7 @@ def test_reasons_say_what_is_wrong(tmp_path):
 def test_decompression_bomb_is_a_bad_image(tmp_path, monkeypatch):
     Image.fromarray(noise(32, 32, 3)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DecodeError, match="DecompressionBombError"):
+    with pytest.raises(DecodeError, match="decompression bomb"):
         inspect(tmp_path / "a.png")
 
 

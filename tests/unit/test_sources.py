@@ -11,8 +11,10 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 from torchvision.datasets import ImageFolder
 
-from headstart.data.index import NO_LABEL, SPLITS
-from headstart.data.sources import open_data, read_layout
+from headstart.data.folders import read_layout
+from headstart.data.index import NO_LABEL, SPLITS, BadImage
+from headstart.data.options import Options
+from headstart.data.sources import open_data
 from headstart.errors import UserError
 
 
@@ -148,17 +150,19 @@ def test_three_bad_of_100_are_too_many(tmp_path, save_image):
     assert message.startswith("data: 3 of 100 images")
     assert "\n" not in message
     assert all(part in message for part in ["x\\n.png (an empty file)", "y.jpg (not an image)", "z.jpg", "1%"])
-    assert open_data(str(tmp_path), max_bad=0.03).count == 97
+    assert open_data(str(tmp_path), Options(max_bad=0.03)).count == 97
 
 
-def test_deep_images_are_never_tolerated(tmp_path, save_image):
+def test_a_few_deep_images_among_others_are_left_out(tmp_path, save_image):
     for number in range(200):
         save_image(tmp_path / f"{number}.png")
     Image.fromarray(np.ones((4, 4), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(
-        UserError, match=r"data: 1 of 201 images have 16-bit or float pixels.*convert to 8 bit: deep.png"
-    ):
-        open_data(str(tmp_path), max_bad=1.0)
+    data = open_data(str(tmp_path))
+    assert data.count == 200
+    assert data.bad == (BadImage("deep.png", "uint16 grey or colours, where the others are uint8 grey or colours"),)
+    message = r"data: the images of .* are of several kinds: 200 of uint8 .*, 1 of uint16 .*, such as deep.png"
+    with pytest.raises(UserError, match=message):
+        open_data(str(tmp_path), Options(max_bad=0.001))
 
 
 def test_no_images_and_no_folder(tmp_path):

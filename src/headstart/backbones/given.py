@@ -61,6 +61,7 @@ def initialise(
     model_args: Mapping[str, Any] = NO_ARGS,
     stem: Stem = "auto",
     image_size: int | Auto = "auto",
+    channels: int = 3,
     seed: int | None = None,
 ) -> Initialised:
     """Return the backbone that ``init`` names, with its weights.
@@ -71,6 +72,7 @@ def initialise(
         model_args: for the library's constructor; empty for the run's.
         stem: ``auto`` for the run's, standard for published weights, else by the image size.
         image_size: side of the images in pixels, or ``auto`` for the run's, else 224.
+        channels: of the images; weights for three are spread over others, as timm does it.
         seed: what to seed torch's generator with before weights are drawn; None leaves it alone.
 
     Raises:
@@ -91,7 +93,7 @@ def initialise(
     resolved = stems.resolve(stem, size)
     if seed is not None:
         torch.manual_seed(mix(seed))
-    backbone = build(model, stem=resolved, image_size=size, model_args=model_args)
+    backbone = build(model, stem=resolved, image_size=size, model_args=model_args, channels=channels)
     matched = None
     if init != "none":
         if stored is not None:

@@ -65,6 +65,29 @@ def shrink(net: nn.Module, names: Iterable[str]) -> None:
             net.set_submodule(name, nn.Identity())
 
 
+def take_channels(net: nn.Module, channels: int) -> None:
+    """Give a network's first convolution that many input channels, in place, with weights drawn as its old ones were.
+
+    Libraries draw them by the fan out, which the input channels have no part in, or with a fixed deviation, so that the
+    deviation of the old weights is that of the new ones.
+    """
+    name, conv = next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    if conv.in_channels == channels:
+        return
+    new = nn.Conv2d(
+        channels,
+        conv.out_channels,
+        kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )
+    nn.init.normal_(new.weight, std=float(conv.weight.detach().std()))
+    if new.bias is not None:
+        nn.init.zeros_(new.bias)
+    net.set_submodule(name, new)
+
+
 def stride_of(module: nn.Module) -> int:
     """Return by how much a layer downsamples, from its own ``stride``; 1 for a layer that has none."""
     stride = getattr(module, "stride", 1)

@@ -69,7 +69,9 @@ class TimmTokenBackbone(TimmBackbone, TokenBackbone):
         return seen[:, net.num_prefix_tokens :]
 
 
-def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object]) -> Backbone:
+def build(
+    name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object], channels: int = 3
+) -> Backbone:
     """Build a backbone of timm with random weights; see ``headstart.backbones.build``.
 
     Networks made for one image size are built for ``image_size``. Where the library takes other sizes later on (the
@@ -80,12 +82,13 @@ def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: M
     """
     draft = sketch(name, model_args)
     arguments = {**own_arguments(draft, stem, image_size), **model_args}
+    if channels != 3:
+        arguments["in_chans"] = channels
     try:
         net = create(name, arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"image_size: timm/{name} does not take {image_size} pixels: {' '.join(str(error).split())}"
-        ) from error
+        asked = f"{image_size} pixels" + (f" of {channels} channels" if channels != 3 else "")
+        raise UserError(f"image_size: timm/{name} does not take {asked}: {' '.join(str(error).split())}") from error
     strides = [int(level["reduction"]) for level in levels(net)]
     if stem == "small" and "patch_size" not in arguments:
         stems.shrink(net, early_modules(net, name))

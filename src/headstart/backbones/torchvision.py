@@ -79,9 +79,12 @@ class SequentialBackbone(Backbone):
         return Features(self.net.classifier(coarse.mean((2, 3), keepdim=True)), maps)
 
 
-def build(name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object]) -> Backbone:
+def build(
+    name: str, *, stem: stems.ResolvedStem, image_size: int, model_args: Mapping[str, object], channels: int = 3
+) -> Backbone:
     """Build a backbone of torchvision with random weights; see ``headstart.backbones.build``."""
     net = create(name, model_args)
+    stems.take_channels(net, channels)
     return ResidualBackbone(net, stem) if name.startswith(RESIDUAL) else SequentialBackbone(net, stem)
 
 

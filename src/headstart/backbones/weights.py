@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from headstart.backbones.timm import check_name
@@ -38,6 +39,7 @@ class Matched:
         missing: names in the backbone that the file does not have.
         mismatched: names with the two shapes, where they differ.
         resampled: position embeddings that were interpolated to the backbone's own grid.
+        spread: first convolutions whose three input channels were spread over the backbone's own.
     """
 
     matched: int
@@ -46,6 +48,7 @@ class Matched:
     missing: tuple[str, ...]
     mismatched: tuple[str, ...]
     resampled: tuple[str, ...] = ()
+    spread: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return one line for people.
@@ -57,6 +60,7 @@ class Matched:
             "missing": self.missing,
             "other shapes": self.mismatched,
             "resampled": self.resampled,
+            "spread over the channels": self.spread,
             "left over": self.unused,
         }
         parts = [f"{title}: {some(names)}" for title, names in groups.items() if names]
@@ -66,8 +70,9 @@ class Matched:
 def load_weights(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> Matched:
     """Copy weights into a backbone, by name and shape.
 
-    Position embeddings (timm's ``pos_embed``) of another grid are interpolated, as timm does. What the file has beyond
-    the backbone, such as a classifier, is left out and reported.
+    Position embeddings (timm's ``pos_embed``) of another grid are interpolated, and a first convolution for three
+    channels is spread over another number of them, as timm does. What the file has beyond the backbone, such as a
+    classifier, is left out and reported.
 
     Args:
         backbone: what receives the weights; it stays as it is when they do not fit.
@@ -81,7 +86,8 @@ def load_weights(backbone: Backbone, state: Mapping[str, Tensor], source: str) -
     own = {name: tensor for name, tensor in backbone.net.state_dict().items() if name in state or COUNTER not in name}
     missing = tuple(name for name in own if name not in state)
     resampled = resample_positions(backbone.net, state)
-    fitting = {name: resampled.get(name, state[name]) for name in own if name in state}
+    spread = spread_channels(backbone.net, state)
+    fitting = {name: {**resampled, **spread}.get(name, state[name]) for name in own if name in state}
     mismatched = tuple(
         f"{name} {shape(tensor)} in place of {shape(own[name])}"
         for name, tensor in fitting.items()
@@ -89,7 +95,7 @@ def load_weights(backbone: Backbone, state: Mapping[str, Tensor], source: str) -
     )
     matched = len(own) - len(missing) - len(mismatched)
     unused = tuple(name for name in state if name not in own)
-    report = Matched(matched, len(own), unused, missing, mismatched, tuple(resampled))
+    report = Matched(matched, len(own), unused, missing, mismatched, tuple(resampled), tuple(spread))
     if matched < len(own):
         raise UserError(f"init: {source} does not fit: {report.describe()}{stem_hint(backbone.net, mismatched)}")
     with torch.no_grad():
@@ -198,6 +204,21 @@ def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ):
         stripped = {name.removeprefix(prefix): tensor for name, tensor in stripped.items()}
     return stripped
+
+
+def spread_channels(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the first convolution for the network's input channels, if those given are for three.
+
+    Repeated and scaled by timm's ``adapt_input_conv``, so that features keep their size; for one channel they are added
+    up, so that grey images give the features that they gave in three equal channels.
+    """
+    name, conv = next(
+        (f"{name}.weight", module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    given = state.get(name)
+    if given is None or given.ndim != 4 or given.shape[1] != 3 or conv.in_channels == 3:
+        return {}
+    return {name: adapt_input_conv(conv.in_channels, given)}
 
 
 def resample_positions(net: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,9 +4,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headstart.data.index import DataSet
+
+_BLOCK = 1 << 16  # names in memory at once
 
 
 def native_size(data: DataSet) -> int:
@@ -34,5 +37,8 @@ def describe(data: DataSet, parts: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _hash(data: DataSet, rows: Tensor) -> str:
-    names = data.paths.take(rows.numpy()).to_pylist() if data.root is not None else rows.tolist()
-    return hashlib.sha256("\0".join(str(name) for name in names).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for number, block in enumerate(torch.split(rows, _BLOCK)):
+        names = data.paths.take(block.numpy()).to_pylist() if data.root is not None else block.tolist()
+        digest.update(b"\0" * (number > 0) + "\0".join(str(name) for name in names).encode())
+    return digest.hexdigest()[:16]

@@ -4,8 +4,9 @@ import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -13,115 +14,149 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from headstart.data import deep
+from headstart.data.index import DTYPES, RGB, Pixels
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-DEPTH = "16-bit or float pixels, which this version cannot scale without loss; convert to 8 bit"
 THREADS = min(32, 2 * (os.cpu_count() or 1))  # Pillow decodes and reads without holding Python's lock
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # pixels; where Pillow, too, takes a file for a decompression bomb
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # and MPO, which Pillow finds inside JPEG
 _EDGE = 4096  # bytes looked at on both ends of a file
 _ORIENTATION = 0x0112  # the EXIF tag
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF tags: where the pixels start, and how many bytes they are
+_GREY_MODES = ("1", "L", "LA", "La")
 
 
 class DecodeError(ValueError):
     """A file whose pixels cannot be had, and why."""
 
 
-class DepthError(DecodeError):
-    """A file whose pixels are more than 8 bits deep."""
-
-
 class Header(NamedTuple):
-    """What is known of an image file without decoding it; height and width are those after EXIF orientation."""
+    """What is known of an image file without decoding it.
+
+    Attributes:
+        height: pixels, after EXIF orientation.
+        width: as the height.
+        bytes: of the file.
+        crc: the CRC-32 of its first and last 4 KiB.
+        channels: of its pixels, without transparency; a palette has three.
+        dtype: of its pixels, as a position in ``DTYPES``.
+    """
 
     height: int
     width: int
     bytes: int
     crc: int
+    channels: int
+    dtype: int
 
 
 class Decoded(NamedTuple):
-    """Images of one size in memory: uint8 ``[n 3 h w]``, and by position why one has no pixels (it is black)."""
+    """Images of one size in memory: ``[n c h w]``, and by position why one has no pixels (it is black).
+
+    They are uint8, or float in 0..1 where the files are more than 8 bits deep.
+    """
 
     images: Tensor
     failures: dict[int, str]
 
 
-def inspect(path: Path) -> Header:
-    """Return the size and checksum of an image file, after a look at its header and its end.
+def inspect(file: Path | BytesIO) -> Header:
+    """Return the size, checksum and kind of pixels of an image file, after a look at its header and its end.
 
     A file whose end is not as its format wants it is decoded, and only a failure of that makes it broken: cameras and
     telephones append things to good files.
 
     Args:
-        path: the file.
-
-    Returns:
-        The header; ``crc`` is the CRC-32 of the first and last 4 KiB.
+        file: its path, or its contents.
 
     Raises:
-        DepthError: the pixels are 16-bit or float.
-        DecodeError: the file is empty, not an image, or truncated.
+        DecodeError: the file is empty, not an image, truncated, or too large to be decoded safely.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(_EDGE)
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - _EDGE))
-            end = file.read()
-            file.seek(0)
-            with Image.open(file, formats=_FORMATS) as image:
-                height, width = _upright_size(image)
-                _check_depth(image)
-                if not _ends_well(image, start, end, size):
-                    image.load()
-    except Exception as error:  # Pillow's readers let nearly every kind of exception out on damaged files
-        raise _reason(error, path) from error
-    return Header(height, width, size, zlib.crc32(end, zlib.crc32(start)))
+        if isinstance(file, Path):
+            with file.open("rb") as opened:
+                return _inspect(opened)
+        return _inspect(file)
+    except Exception as error:  # readers let nearly every kind of exception out on damaged files
+        raise _reason(error, file) from error
 
 
-def decode(path: Path) -> Tensor:
-    """Return the pixels of an image file, upright and in three channels.
+def decode(file: Path | BytesIO, pixels: Pixels = RGB) -> Tensor:
+    """Return the pixels of an image file, upright and in the channels that are asked for.
 
-    EXIF orientation is applied. Everything else is what Pillow's ``convert("RGB")`` gives: grey levels become
-    equal channels, CMYK is converted without a colour profile, the alpha channel is dropped, and of an animation the
-    first frame is taken.
+    EXIF orientation is applied. Of 8-bit files, everything else is what Pillow's ``convert`` to RGB or L gives: grey
+    levels become equal channels, CMYK is converted without a colour profile, the alpha channel is dropped, and of an
+    animation the first frame is taken. Deeper pixels are scaled by ``pixels.range`` and keep their precision.
 
     Args:
-        path: the file.
+        file: its path, or its contents.
+        pixels: the channels and the range of the data set that the file is of.
 
     Returns:
-        uint8 ``[3 h w]``, contiguous.
+        uint8 ``[c h w]``, or with a range float32 in 0..1; contiguous.
 
     Raises:
-        DecodeError: the file is missing, broken, larger than Pillow's decompression-bomb limit or over 8 bits deep.
+        DecodeError: the file is missing, broken, too large to be decoded safely, or of another kind than ``pixels``.
     """
-    return torch.from_numpy(_pixels(path)).permute(2, 0, 1).contiguous()
+    try:
+        array = raw(file) if pixels.range or pixels.channels not in (1, 3) else _eight_bit(file, pixels.channels)
+        if pixels.range:
+            array = deep.scaled(deep.in_channels(array, pixels.channels), pixels.range)
+        elif array.shape[2] != pixels.channels or array.dtype != np.uint8:
+            raise DecodeError(
+                f"{array.shape[2]} channels of {array.dtype}, but the data set has {pixels.channels} of uint8"
+            )
+    except Exception as error:  # readers let nearly every kind of exception out on damaged files
+        raise _reason(error, file) from error
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-def decode_all(paths: Iterable[Path], count: int, height: int, width: int) -> Decoded:
+def raw(file: Path | BytesIO) -> np.ndarray:
+    """Return the pixels of an image file as they are stored, upright, ``[h w c]``, without transparency.
+
+    Raises:
+        Exception: nearly any, where the file is damaged; ``decode`` and ``inspect`` turn them into a ``DecodeError``.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return raw(BytesIO(opened.read()))
+    start = file.getvalue()[:_EDGE]
+    if deep.is_deep_png(start):
+        return deep.read_png(file)
+    if deep.is_tiff(start) and not _pillow_reads(file):
+        return deep.read_tiff(file, LARGEST)
+    file.seek(0)
+    with Image.open(file, formats=_FORMATS) as image:
+        return _array(image, 1 if image.mode in _GREY_MODES else 3)
+
+
+def decode_all(files: Iterable[Path | BytesIO], count: int, height: int, width: int, pixels: Pixels = RGB) -> Decoded:
     """Return the pixels of image files of one size as one tensor.
 
     Args:
-        paths: the files.
+        files: their paths or contents.
         count: how many files there are.
         height: the height of every image, in pixels.
         width: the width of every image, in pixels.
+        pixels: the channels and the range of the data set.
     """
-    images = torch.zeros((count, 3, height, width), dtype=torch.uint8)
-    channels_last = images.permute(0, 2, 3, 1).numpy()
+    dtype = torch.float32 if pixels.range else torch.uint8
+    images = torch.zeros((count, pixels.channels, height, width), dtype=dtype)
+    stored = images.numpy()  # in inference mode, which threads do not share, tensors could not be written to
     failures: dict[int, str] = {}
 
-    def fill(position: int, path: Path) -> None:
+    def fill(position: int, file: Path | BytesIO) -> None:
         try:
-            pixels = _pixels(path)
-            check_size(pixels.shape[:2], height, width)
-            channels_last[position] = pixels
+            image = decode(file, pixels)
+            check_size(image.shape[1:], height, width)
+            stored[position] = image.numpy()
         except DecodeError as error:
             failures[position] = str(error)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(fill, range(count), paths):
+        for _ in pool.map(fill, range(count), files):
             pass
     return Decoded(images, failures)
 
@@ -133,16 +168,49 @@ def check_size(shape: Iterable[int], height: int, width: int) -> None:
         raise DecodeError(f"{found[0]}x{found[1]} pixels, but {height}x{width} when the folder was read")
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """Return the pixels as uint8 ``[h w 3]``."""
+def _inspect(file: BinaryIO) -> Header:
+    start = file.read(_EDGE)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _EDGE))
+    end = file.read()
+    crc = zlib.crc32(end, zlib.crc32(start))
+    if deep.is_tiff(start) and not _pillow_reads(file):
+        height, width, channels, dtype = deep.tiff_header(file, size, LARGEST)
+        return Header(height, width, size, crc, channels, DTYPES.index(dtype))
+    file.seek(0)
+    with Image.open(file, formats=_FORMATS) as image:
+        height, width = _upright_size(image)
+        if not _ends_well(image, start, end, size):
+            image.load()
+        dtype = "uint16" if deep.is_deep_png(start) else "uint8"
+        grey = image.mode in _GREY_MODES or image.mode.startswith("I")  # I;16 is grey
+        return Header(height, width, size, crc, 1 if grey else 3, DTYPES.index(dtype))
+
+
+def _pillow_reads(file: BinaryIO) -> bool:
+    """Return whether Pillow reads all of a TIFF: it has at most 8 bits, and grey levels, colours or a palette."""
+    file.seek(0)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            _check_depth(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            image.info.pop("transparency", None)  # it has no place in RGB, and Pillow would warn
-            return np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow's readers let nearly every kind of exception out on damaged files
-        raise _reason(error, path) from error
+        with Image.open(file, formats=("TIFF",)) as image:
+            assert isinstance(image, TiffImageFile)
+            return deep.is_plain_tiff(image.mode, image.tag_v2)
+    except UnidentifiedImageError:
+        return False
+
+
+def _eight_bit(file: Path | BytesIO, channels: int) -> np.ndarray:
+    """Return the pixels as uint8 ``[h w c]``; Pillow would make 8 bits of deeper ones, but those have a range."""
+    with Image.open(file, formats=_FORMATS) as image:
+        return _array(image, channels)
+
+
+def _array(image: Image.Image, channels: int) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise DecodeError("pixels of more than 8 bits, but the data set has uint8")
+    ImageOps.exif_transpose(image, in_place=True)
+    image.info.pop("transparency", None)  # it has no place in RGB, and Pillow would warn
+    array = np.array(image.convert("RGB" if channels == 3 else "L"))
+    return array if array.ndim == 3 else array[:, :, None]
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -151,11 +219,6 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
         image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
     )  # of a TIFF, Pillow turns the size itself
     return (width, height) if turned else (height, width)
-
-
-def _check_depth(image: Image.Image) -> None:
-    if image.mode.startswith(("I", "F")):
-        raise DepthError(DEPTH)
 
 
 def _ends_well(image: Image.Image, start: bytes, end: bytes, size: int) -> bool:
@@ -177,14 +240,17 @@ def _ends_well(image: Image.Image, start: bytes, end: bytes, size: int) -> bool:
     return 0 < max(ends, default=0) <= size
 
 
-def _reason(error: Exception, path: Path) -> DecodeError:
+def _reason(error: Exception, file: Path | BytesIO) -> DecodeError:
     """Return why a file cannot be used, in one line."""
     if isinstance(error, DecodeError):
         return error
     if isinstance(error, FileNotFoundError):
         return DecodeError("the file is gone")
     if isinstance(error, UnidentifiedImageError):
-        return DecodeError("not an image" if path.stat().st_size else "an empty file")
+        size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
+        return DecodeError("not an image" if size else "an empty file")
+    if isinstance(error, Image.DecompressionBombError):
+        return DecodeError(f"more than {LARGEST:,} pixels, which may be a decompression bomb")
     if "truncated" in str(error):
         return DecodeError("a truncated file")
     return DecodeError(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -2,7 +2,7 @@
 
 Images take one of two paths, which give the same views up to the rounding of crops to 8 bits:
 
-* resident: the pixels of the whole data set lie on the device as one uint8 tensor, and views are rendered there. Taken
+* resident: the pixels of the whole data set lie on the device as one tensor, and views are rendered there. Taken
   for images of one size that need at most a quarter of the device's memory, and on a CPU at most 4 GiB.
 * streaming: workers decode each image once per batch and hand over uint8 crops, one per view; the device does the rest.
 """
@@ -25,6 +25,8 @@ from headstart.views import PRESETS, Augment, finish, render
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1; torchvision's and timm's weights expect them
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_GREY_MEAN, _GREY_STD = 0.449, 0.226  # their means, for channels of which nothing is known
 
 _MAX_BAD = 0.01  # share of the rows that may fail to decode
 
@@ -60,8 +62,8 @@ class ViewLoader:
         labels: Tensor | None = None,
         workers: int = 0,
         device: torch.device | str = "cpu",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         """Check the settings; nothing is read before the first batch.
 
@@ -82,8 +84,8 @@ class ViewLoader:
             labels: what the batches show instead of the data set's own labels, int64, one for each of its images.
             workers: processes that decode; 0 decodes in this one.
             device: where the views are made.
-            mean: of each channel, subtracted from pixels in 0..1.
-            std: of each channel, which they are then divided by.
+            mean: of each channel, subtracted from pixels in 0..1; None for those of ``normalisation``.
+            std: of each channel, which they are then divided by; None for those of ``normalisation``.
 
         Raises:
             UserError: the batch is larger than the data, or cannot be cut evenly.
@@ -94,7 +96,7 @@ class ViewLoader:
         self._crops = Crops(dataset, rows, augments, image_size, seed, schedule, replace=True)
         self._labels = dataset.labels if labels is None else labels
         assert len(self._labels) == dataset.count
-        self._options = (workers, torch.device(device), tuple(mean), tuple(std))
+        self._options = (workers, torch.device(device), *_or_usual(mean, std, dataset))
         self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -102,6 +104,13 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         return _batches(self._crops, self._labels, self.bad, *self._options)
+
+
+def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the deviation of each channel that backbones expect: those of ImageNet for three channels."""
+    if channels == len(IMAGENET_MEAN):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (_GREY_MEAN,) * channels, (_GREY_STD,) * channels
 
 
 def images_at(
@@ -112,8 +121,8 @@ def images_at(
     batch_size: int = 256,
     workers: int = 0,
     device: torch.device | str = "cpu",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Iterator[Batch]:
     """Yield the images of the rows as they are, in order: the short side resized and the centre cropped, normalised.
 
@@ -126,8 +135,8 @@ def images_at(
         batch_size: images per batch; the last one may be smaller.
         workers: processes that decode; 0 decodes in this one.
         device: where the batches are made.
-        mean: of each channel, subtracted from pixels in 0..1.
-        std: of each channel, which they are then divided by.
+        mean: of each channel, subtracted from pixels in 0..1; None for those of ``normalisation``.
+        std: of each channel, which they are then divided by; None for those of ``normalisation``.
 
     Yields:
         Batches with one view.
@@ -137,7 +146,14 @@ def images_at(
     """
     schedule = InOrder(len(rows), batch_size)
     crops = Crops(dataset, rows, (PRESETS["none"],), image_size, 0, schedule, replace=False)
-    yield from _batches(crops, dataset.labels, {}, workers, torch.device(device), tuple(mean), tuple(std))
+    yield from _batches(crops, dataset.labels, {}, workers, torch.device(device), *_or_usual(mean, std, dataset))
+
+
+def _or_usual(
+    mean: Sequence[float] | None, std: Sequence[float] | None, dataset: DataSet
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    usual_mean, usual_std = normalisation(dataset.pixels.channels)
+    return tuple(usual_mean if mean is None else mean), tuple(usual_std if std is None else std)
 
 
 @lru_cache(maxsize=2)
@@ -149,11 +165,11 @@ def resident(dataset: DataSet, device: torch.device) -> Decoded | None:
     if dataset.images is not None:
         return Decoded(dataset.images.to(device), {})
     height, width = dataset.sizes[0].tolist()
-    if (dataset.sizes != dataset.sizes[0]).any() or 3 * height * width * dataset.count > _room(device):
+    size = dataset.pixels.channels * height * width * (4 if dataset.pixels.range else 1)
+    if (dataset.sizes != dataset.sizes[0]).any() or size * dataset.count > _room(device):
         return None
-    assert dataset.root is not None
-    root = dataset.root
-    decoded = decode_all((root / path.as_py() for path in dataset.paths), dataset.count, height, width)
+    files = (dataset.file(row) for row in range(dataset.count))
+    decoded = decode_all(files, dataset.count, height, width, dataset.pixels)
     return Decoded(decoded.images.to(device), decoded.failures)
 
 

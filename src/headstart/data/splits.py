@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headstart.data.index import NO_SPLIT, TEST, TRAIN, UNLABELLED, VAL, DataSet
+from headstart.data.parts import divide
 from headstart.errors import UserError
 from headstart.randomness import permutation
 
@@ -35,6 +36,9 @@ def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Spli
     * no splits, or train alone: 60 % train, 20 % val, 20 % test of each class.
     * images without labels (or of one class) are cut nowhere: without splits everything is train.
 
+    Where the data have groups, such as the crops of one picture, the cut keeps each of them in one split; shares are
+    then met as well as the groups allow, and images without a label that belong to a held-out group are left out.
+
     The cut depends on the seed and on the sorted paths only, so that every verb cuts the same data in the same way.
 
     Args:
@@ -43,7 +47,7 @@ def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Spli
         needs_labels: raise on classes that are not in train or too small to cut; else the small ones stay in train.
 
     Raises:
-        UserError: there are no training images, or a class is too small to be in every split.
+        UserError: there are no training images, or a class is too small, or in too few groups, to be in every split.
     """
     train, val, test, unlabelled = (_rows(dataset, code) for code in (TRAIN, VAL, TEST, UNLABELLED))
     train = torch.cat([_rows(dataset, NO_SPLIT), train])
@@ -57,7 +61,10 @@ def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Spli
         shares = () if len(val) else (VAL_SHARE_OF_TRAIN,) if len(test) else (VAL_SHARE, TEST_SHARE)
         if needs_labels:
             _check_classes(dataset, train, 1 + len(shares))
-        train, *cut = _cut(dataset.labels, train, shares, seed)
+        if dataset.groups is None:
+            train, *cut = _cut(dataset.labels, train, shares, seed)
+        else:
+            train, *cut = _cut_groups(dataset, train, shares, seed, needs_labels)
         val = cut[0] if cut else val
         test = cut[1] if len(cut) > 1 else test
     return Splits(train, val, test, unlabelled)
@@ -123,7 +130,7 @@ def label_subset(
     """
     budget = parse_budget(budget)
     rows = rows[labels[rows] >= 0].sort().values
-    groups = {label: rows[labels[rows] == label] for label in sorted(set(labels[rows].tolist()))}
+    groups = _by_label(labels, rows)
     if not groups:
         raise UserError("labels: no training image has a label")
     if budget.per_class is not None:
@@ -162,6 +169,14 @@ def limited(dataset: DataSet, limit: int | None, *, seed: int = 0) -> DataSet:
     return dataset.take(order[priority.argsort(stable=True)[:limit]].sort().values)
 
 
+def _by_label(labels: Tensor, rows: Tensor) -> dict[int, Tensor]:
+    """Return the rows of each label, in the order of the labels; sorted once, however many classes there are."""
+    found = labels[rows]
+    names, counts = torch.unique(found, return_counts=True)
+    ranked = rows[found.argsort(stable=True)]
+    return dict(zip(names.tolist(), torch.split(ranked, counts.tolist()), strict=True))
+
+
 def _rows(dataset: DataSet, code: int) -> Tensor:
     return (dataset.splits == code).nonzero().squeeze(1)
 
@@ -169,21 +184,46 @@ def _rows(dataset: DataSet, code: int) -> Tensor:
 def _cut(labels: Tensor, rows: Tensor, shares: tuple[float, ...], seed: int) -> list[Tensor]:
     """Return the rows that stay, and for each share the rows cut off: that share of every class, at least one image.
 
-    A class that has too few images for every piece stays as it is.
+    A class that has too few images for every piece stays as it is, and so do images without a label.
     """
     pieces: list[list[Tensor]] = [[] for _ in range(1 + len(shares))]
-    for label in sorted(set(labels[rows].tolist())):
-        group = rows[labels[rows] == label]
+    for label, group in _by_label(labels, rows).items():
         group = group[permutation(len(group), seed, _CUT, label)]
-        counts = [max(1, int(len(group) * share + 0.5)) for share in shares] if len(group) > len(shares) else []
+        whole = label < 0 or len(group) <= len(shares)
+        counts = [] if whole else [max(1, int(len(group) * share + 0.5)) for share in shares]
         counts = [len(group) - sum(counts), *counts]
         for piece, part in zip(pieces, torch.split(group, counts), strict=False):
             piece.append(part)
     return [torch.cat([rows[:0], *piece]).sort().values for piece in pieces]
 
 
+def _cut_groups(
+    dataset: DataSet, rows: Tensor, shares: tuple[float, ...], seed: int, needs_labels: bool
+) -> list[Tensor]:
+    """Return the rows that stay, and for each share the labelled rows of whole groups that are cut off."""
+    assert dataset.groups is not None
+    groups, labels = dataset.groups[rows], dataset.labels[rows]
+    count, pieces = len(torch.unique(groups)), 1 + len(shares)
+    if count < pieces and needs_labels:
+        raise UserError(
+            f"data: {dataset.name} has {count} groups of training images"
+            f" (allowed: at least {pieces}, one for train and one for each split that is cut from it)"
+        )
+    if count < pieces:
+        return [rows, *(rows[:0] for _ in shares)]
+    parts = divide(labels, (1 - sum(shares), *shares), seed, groups)
+    missing = sorted(set(labels[labels >= 0].unique().tolist()) - set(labels[parts == 0].unique().tolist()))
+    if missing and needs_labels:
+        raise UserError(
+            f"data: all training images of class '{dataset.classes[missing[0]]}' are in groups that were cut off for"
+            " val or test (allowed: classes in more groups, or splits that the data come with)"
+        )
+    return [rows[parts == 0], *(rows[(parts == part) & (labels >= 0)] for part in range(1, pieces))]
+
+
 def _check_classes(dataset: DataSet, train: Tensor, pieces: int) -> None:
-    counts = torch.bincount(dataset.labels[train], minlength=len(dataset.classes))
+    labels = dataset.labels[train]
+    counts = torch.bincount(labels[labels >= 0], minlength=len(dataset.classes))
     small = int(counts.argmin())
     if counts[small] < pieces:
         raise UserError(

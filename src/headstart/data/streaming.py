@@ -32,7 +32,7 @@ class Part(NamedTuple):
         step: the step that the images belong to.
         rows: which images, int64 ``[b]``.
         repeats: as those of ``Drawn``, int64 ``[b]``.
-        crops: one tensor per view, uint8 ``[b c s s]``, each of the view's own side.
+        crops: one tensor per view, ``[b c s s]``, each of the view's own side: uint8, or float in 0..1 of deep pixels.
         failures: why images could not be decoded, by path.
     """
 
@@ -44,7 +44,7 @@ class Part(NamedTuple):
 
 
 class Crops(Dataset[Part]):
-    """Batches of uint8 crops by their number: what a worker does, and all that it needs to know."""
+    """Batches of crops by their number: what a worker does, and all that it needs to know."""
 
     def __init__(
         self,
@@ -83,7 +83,9 @@ class Crops(Dataset[Part]):
             for view, side in enumerate(sides):
                 crops[view].append(crop_one(image, boxes[view, slot], side))
             found.append(slot)
-        empty = [torch.empty(0, 3, side, side, dtype=torch.uint8) for side in sides]
+        pixels = self.dataset.pixels
+        dtype = torch.float32 if pixels.range else torch.uint8
+        empty = [torch.empty(0, pixels.channels, side, side, dtype=dtype) for side in sides]
         stacked = tuple(torch.stack(views) if views else none for views, none in zip(crops, empty, strict=True))
         return Part(step, rows[found], repeats[found], stacked, failures)
 
@@ -110,8 +112,7 @@ class Crops(Dataset[Part]):
         return torch.stack(boxes)
 
     def _decode(self, row: int) -> Tensor:
-        assert self.dataset.root is not None
-        image = decode(self.dataset.root / self.dataset.paths[row].as_py())
+        image = decode(self.dataset.file(row), self.dataset.pixels)
         check_size(image.shape[1:], *self.dataset.sizes[row].tolist())
         return image
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headstart.config import Study
+from headstart.config import Data, Study
 from headstart.studies.execute import in_worker
 from headstart.studies.study import run_study
 from headstart.verbs.result import Result
@@ -76,10 +76,10 @@ def look(data: str) -> Look:
         UserError: the data cannot be opened or have no labels.
     """
     from headstart.data import facts
-    from headstart.data.sources import open_data
-    from headstart.data.splits import limited, split
+    from headstart.data.splits import split
+    from headstart.verbs import start
 
-    opened = limited(open_data(data), MOST_IMAGES)
+    opened = start.opened(Data.create(data=data, limit=MOST_IMAGES))
     opened.require_labels("data")
     train = split(opened).train
     smallest = int(opened.labels[train].bincount(minlength=len(opened.classes)).min())

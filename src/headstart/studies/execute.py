@@ -1,5 +1,6 @@
 """Runs the cells of a study on this machine: finished ones are skipped, failed ones do not stop the others."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headstart import runs
-from headstart.config import Finetune, Pretrain, Probe, Study
+from headstart.config import Data, Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
 from headstart.progress import Track, say
 from headstart.studies.plan import Cell, Prepared
@@ -188,7 +189,7 @@ def _run(cell: Cell, folder: Path) -> None:
     settings: Mapping[str, Any] = cell.settings
     if cell.needs is not None:
         settings = {**settings, "init": str(folder / cell.needs)}
-    data = _open(str(settings["data"]), settings["limit"])
+    data = _open(json.dumps({name: settings[name] for name in Data.model_fields}))
     if cell.kind == "pretrain":
         checked = pretrain.check(Pretrain.create(**settings))
         pretrain.run_pretrain(checked, data, out, resume=True, overwrite=False, quiet=True, lean=True)
@@ -200,9 +201,8 @@ def _run(cell: Cell, folder: Path) -> None:
 
 
 @lru_cache(maxsize=2)
-def _open(data: str, limit: int | None) -> "DataSet":
+def _open(settings: str) -> "DataSet":
     """Return an opened data set; the cells that a worker runs after each other read the same images."""
-    from headstart.data.sources import open_data
-    from headstart.data.splits import limited
+    from headstart.verbs import start
 
-    return limited(open_data(data), limit)
+    return start.opened(Data.create(**json.loads(settings)))

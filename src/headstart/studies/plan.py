@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from headstart.config import Finetune, Pretrain, Probe, Study
+from headstart.config import Data, Finetune, Pretrain, Probe, Study
 from headstart.errors import UserError
 from headstart.settings import identity
 
@@ -15,8 +15,8 @@ Kind = Literal["pretrain", "probe", "head", "finetune"]
 # What the study sets itself, so that no part of it may.
 _RESERVED = {
     "pretrain": ("labels", "seed"),
-    "probe": ("labels", "seeds", "seed", "init", "data", "limit"),
-    "finetune": ("labels", "transfer", "seed", "init", "data", "limit"),
+    "probe": ("labels", "seeds", "seed", "init", *Data.model_fields),
+    "finetune": ("labels", "transfer", "seed", "init", *Data.model_fields),
 }
 
 
@@ -97,11 +97,24 @@ def shared(study: Study) -> dict[str, Any]:
     return {
         "data": study.data,
         "limit": study.limit,
+        "channels": study.channels,
+        "max_bad": study.max_bad,
+        "classes": study.classes,
+        "pixel_range": study.pixel_range,
         "model": study.model,
         "model_args": study.model_args,
         "stem": study.stem,
         "image_size": study.image_size,
     }
+
+
+def arm_settings(study: Study, arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an arm's pretraining; classes and pixels of the study are not those of other data."""
+    given = {**shared(study), **study.pretrain, **arm}
+    if given["data"] == study.data:
+        return given
+    own = {**study.pretrain, **arm}
+    return {name: value for name, value in given.items() if name in own or name not in ("classes", "pixel_range")}
 
 
 def _pretrainings(
@@ -116,7 +129,7 @@ def _pretrainings(
         return
     for choice in choices(study, "pretrain"):
         _refuse(f"arms.{arm}", {**study.pretrain, **start}, *own)
-        given = {**shared(study), **study.pretrain, **start, **own}
+        given = {**arm_settings(study, start), **own}
         settings = _settings(Pretrain, f"arms.{arm}", chosen(given, choice))
         elsewhere = settings["data"] if settings["data"] != study.data else ""
         cell_id = identity({"verb": "pretrain", **settings}, elsewhere, fingerprint)

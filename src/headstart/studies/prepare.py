@@ -8,10 +8,9 @@ from headstart.backbones.given import initialise
 from headstart.config import Finetune, Pretrain, Study
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.sources import open_data
-from headstart.data.splits import label_subset, limited, parse_budget, split
+from headstart.data.splits import label_subset, parse_budget, split
 from headstart.errors import UserError
-from headstart.studies.plan import Prepared, choices, chosen, shared
+from headstart.studies.plan import Prepared, arm_settings, choices, chosen, shared
 from headstart.training.machine import default_workers, device_name
 from headstart.verbs import finetune, pretrain, resolve, start
 
@@ -25,11 +24,12 @@ def prepare(study: Study) -> Prepared:
     study = study.updated(data=start.absolute(study.data))
     for labels in study.labels:
         parse_budget(labels)
-    data = limited(open_data(study.data), study.limit)
+    data = start.opened(study)
     data.require_labels("data")
     splits = split(data)
     for labels in study.labels:
         label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
+    study = start.recorded(study, data)
     study = study.updated(image_size=resolve.image_size(study.image_size, facts.native_size(data)))
     labelled: list[str] = []
     for arm, init in study.arms.items():
@@ -46,9 +46,9 @@ def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: Da
     labelled = set()
     try:
         for choice in choices(study, "pretrain"):
-            given = chosen({**shared(study), **study.pretrain, **init}, choice)
+            given = chosen(arm_settings(study, init), choice)
             settings = pretrain.check(Pretrain.create(**given))
-            own = data if settings.data == study.data else limited(open_data(settings.data), settings.limit)
+            own = data if settings.data == study.data else start.opened(settings)
             if own is data and settings.limit != study.limit:  # other images would be cut into other splits
                 raise UserError(f"limit: {settings.limit} is for the study to set (allowed: {study.limit})")
             # labels of other data are not those that the arms are compared at
@@ -65,11 +65,12 @@ def _check_pretraining(study: Study, arm: str, init: Mapping[str, Any], data: Da
 
 def _check_backbones(study: Study) -> None:
     size = int(study.image_size)
-    build(study.model, stem=study.stem, image_size=size, model_args=study.model_args)
+    channels = int(study.channels)
+    build(study.model, stem=study.stem, image_size=size, model_args=study.model_args, channels=channels)
     for arm, init in study.arms.items():
         if isinstance(init, str) and init != "none":
             settings = {key: getattr(study, key) for key in ("model", "model_args", "stem")}
             try:
-                initialise(init, **settings, image_size=size, seed=0)
+                initialise(init, **settings, image_size=size, channels=channels, seed=0)
             except UserError as error:
                 raise UserError(f"arms.{arm}: {error}") from None

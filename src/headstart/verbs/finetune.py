@@ -8,8 +8,7 @@ from headstart.backbones.given import initialise, run_settings
 from headstart.config import Finetune
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.sources import open_data
-from headstart.data.splits import label_subset, limited, parse_budget, split
+from headstart.data.splits import label_subset, parse_budget, split
 from headstart.progress import say
 from headstart.settings import signature
 from headstart.tasks.classification import Classifier
@@ -57,7 +56,7 @@ def finetune(
         runs.check_out(folder, "finetune", resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
-    data = limited(open_data(settings.data), settings.limit)
+    data = start.opened(settings, settings.init)
     return run_finetune(settings, data, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -99,9 +98,10 @@ def run_finetune(
         model_args=settings.model_args,
         stem=settings.stem,
         image_size=size,
+        channels=data.pixels.channels,
         seed=settings.seed,
     )
-    settings = settings.updated(model=begun.model, model_args=begun.model_args, stem=begun.stem)
+    settings = start.recorded(settings, data).updated(model=begun.model, model_args=begun.model_args, stem=begun.stem)
     settings = resolve.finetune(settings, len(rows), size)
     classifier = Classifier(
         begun.backbone,

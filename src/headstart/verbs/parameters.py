@@ -23,16 +23,24 @@ STUDY = (
     OVERWRITE,
     QUIET,
 )
+DATA = Parameter("data", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+IMAGES = Parameter("images", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+PREPARATION = (DATA, OUT, CONFIG, OVERWRITE, QUIET)
+PSEUDO_LABEL = (IMAGES, OUT, CONFIG, OVERWRITE, QUIET)
+COUNT = (DATA, _keyword("out", Path | None, None), OVERWRITE, QUIET)
+DOCTOR = (DATA, _keyword("out", Path | None, None), CONFIG, _keyword("report", bool, False), OVERWRITE, QUIET)
 HELP = {
     "out": "The folder to write into.",
     "config": "A YAML file of settings, such as a run's config.yaml; options given beside it win.",
     "resume": "Go on with an interrupted run, with the settings that it began with.",
-    "overwrite": "Replace the run or study that is in the folder.",
+    "overwrite": "Replace what an earlier run of this command left in the folder.",
     "quiet": "Show no progress.",
+    "report": "Write DIR/report.html, too; needs out.",
     "init": "A RUN, a weights file, a published torchvision/ or timm/ name, or none for random features.",
     "file": "The YAML file of the study.",
     "workers": "Runs at the same time (none: one per GPU, else one per core for images of at most 64 px).",
-    "data": "DATA with labels: class folders, or the name of a known data set.",
+    "data": "DATA: a folder, a file of annotations or a table, hf:NAME, wds:SHARDS, or the name of a known data set.",
+    "images": "IMAGES: DATA whose labels are not looked at.",
     "folder": "The folder of a study.",
     "what": "methods, recipes, models, augments, data, tasks, or the name of one method.",
 }

@@ -13,8 +13,7 @@ from headstart.config import Pretrain
 from headstart.contracts import Method, Planned
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.sources import open_data
-from headstart.data.splits import Splits, label_subset, limited, parse_budget, split
+from headstart.data.splits import Splits, label_subset, parse_budget, split
 from headstart.errors import UserError
 from headstart.progress import say
 from headstart.randomness import mix
@@ -62,7 +61,7 @@ def pretrain(
         runs.check_out(folder, "pretrain", resume=resume, overwrite=overwrite)
     if resume and runs.read_result(folder) is not None:
         return result(folder)
-    data = limited(open_data(settings.data), settings.limit)
+    data = start.opened(settings)
     return run_pretrain(settings, data, folder, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -141,6 +140,7 @@ def visible_labels(settings: Pretrain, data: DataSet, splits: Splits) -> Tensor:
 def plan(settings: Pretrain, data: DataSet, rows: Tensor, labels: Tensor) -> Pretrain:
     """Return checked settings in which nothing is `auto` any more that decides the result."""
     size = resolve.image_size(settings.image_size, facts.native_size(data))
+    settings = start.recorded(settings, data)
     return resolve.pretrain(settings, Planned(len(rows), size, 0, labels[rows], data.classes))
 
 
@@ -161,7 +161,7 @@ def run_pretrain(
     splits = split(data, needs_labels=False)
     rows, labels = pretraining_rows(splits, settings.include), visible_labels(settings, data, splits)
     settings = plan(settings, data, rows, labels)
-    method = _build(settings)
+    method = build_method(settings)
     fabric = build_fabric(settings.precision, int(settings.devices))
     training = Pretraining(settings, data, rows, labels, method, fabric)
     run = None
@@ -183,10 +183,16 @@ def run_pretrain(
     return result(folder)
 
 
-def _build(settings: Pretrain) -> Method:
+def build_method(settings: Pretrain) -> Method:
+    """Return the method of resolved settings around its backbone, with the first weights that the seed gives."""
     torch.manual_seed(mix(settings.seed))
-    size = int(settings.image_size)
-    backbone = build(settings.model, stem=settings.stem, image_size=size, model_args=settings.model_args)
+    backbone = build(
+        settings.model,
+        stem=settings.stem,
+        image_size=int(settings.image_size),
+        model_args=settings.model_args,
+        channels=int(settings.channels),
+    )
     return methods.build(settings.method, backbone, settings.method_args)
 
 
@@ -195,6 +201,8 @@ def _announce(training: Pretraining, folder: Path) -> None:
     say(f"{data.name}: {len(training.rows)} of {data.count} images, {data.layout}")
     for bad in data.bad:
         say(f"left out {bad.path}: {bad.reason}")
+    if line := start.pixels_line(data):
+        say(line)
     shown = int((training.labels[training.rows] >= 0).sum())
     if shown:
         say(f"{settings.method} learns from the labels of {shown} images, {settings.sampling} batches")

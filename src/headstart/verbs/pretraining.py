@@ -22,7 +22,7 @@ from headstart.training.machine import prepared
 from headstart.training.optim import build_optimizer, learning_rate, scale_learning_rate
 from headstart.training.record import Recorder
 from headstart.verbs import figures, resolve, start
-from headstart.verbs.health import Watch, looks
+from headstart.verbs.health import CollapseError, Watch, looks
 
 DRAWN = 8  # images in the picture of the views
 
@@ -73,7 +73,7 @@ class Pretraining:
         if last is not None:
             state = checkpoint.read(last, "resume")
             first = checkpoint.restore(state, objective=self.method, optimizer=optimizer)
-        loader = self._loader(first)
+        loader = self.loader(first)
         show = Track(
             "pretrain", steps * batch_size, unit="images", start=first * batch_size, quiet=quiet or run is None
         )
@@ -103,7 +103,12 @@ class Pretraining:
             ):
                 if watch.due(step.step):
                     recorder.record(step, **watch.look(step.step, step.batch))
-                    watch.stop()
+                    try:
+                        watch.stop()
+                    except CollapseError:
+                        if run is not None and not lean:
+                            self._draw_health(run, watch.collapsed_at)
+                        raise
                 else:
                     recorder.record(step)
                 if recorder.checkpoint_due(step):
@@ -112,14 +117,15 @@ class Pretraining:
 
     def draw_views(self, run: Run) -> None:
         """Draw some images beside their views of the first step, so that one sees what the method will see."""
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # as they are, not normalised
+        channels = self.data.pixels.channels
+        mean, std = (0.0,) * channels, (1.0,) * channels  # as they are, not normalised
         loader = ViewLoader(
             dataset=self.data,
             rows=self.rows,
             augments=resolve.augments(self.settings),
             image_size=int(self.settings.image_size),
             batch_size=int(self.settings.batch_size),
-            sampler=self._sampler(),
+            sampler=self.sampler(),
             seed=self.settings.seed,
             stop=1,
             mean=mean,
@@ -128,7 +134,10 @@ class Pretraining:
         batch = next(iter(loader))
         whole = next(iter(images_at(self.data, batch.rows[:DRAWN], int(self.settings.image_size), mean=mean, std=std)))
         columns = [whole.views[0], *(view[:DRAWN] for view in batch.views)]
-        pictures = [[column[image].permute(1, 2, 0).numpy() for column in columns] for image in range(len(whole.rows))]
+        shown = slice(3) if channels >= 3 else [0, 0, 0]  # of many channels the first three
+        pictures = [
+            [column[image, shown].permute(1, 2, 0).numpy() for column in columns] for image in range(len(whole.rows))
+        ]
         titles = ["image", *(f"view {number}" for number in range(1, len(columns)))]
         figures.view_sheet(run.folder / "plots" / "views.png", pictures, titles)
 
@@ -142,12 +151,20 @@ class Pretraining:
             losses = [name for name in metrics[-1] if name.endswith("loss")]
             panels = {"loss": losses, "learning rate": ["learning_rate"]}
             figures.curves(run.folder / "plots" / "curves.png", metrics, panels)
-            figures.health_panel(run.folder / "plots" / "health.png", metrics)
+            self._draw_health(run, took["collapsed_at_step"])
         run.finish(self.settings, {"loss": metrics[-1]["loss"]}, **took)
         if lean:
             run.drop_checkpoints()
 
-    def _loader(self, first: int) -> ViewLoader:
+    def _draw_health(self, run: Run, collapsed_at: int | None) -> None:
+        settings = self.settings
+        summary = f"{settings.method} on {settings.model}, {settings.epochs} epochs of batch {settings.batch_size}"
+        if collapsed_at is not None:
+            summary += f": collapsed at step {collapsed_at} of {self.steps}"
+        figures.health_panel(run.folder / "plots" / "health.png", runs.read_metrics(run.folder), summary)
+
+    def loader(self, first: int) -> ViewLoader:
+        """Return the batches from a step on."""
         return ViewLoader(
             dataset=self.data,
             rows=self.rows,
@@ -155,7 +172,7 @@ class Pretraining:
             augments=resolve.augments(self.settings),
             image_size=int(self.settings.image_size),
             batch_size=int(self.settings.batch_size),
-            sampler=self._sampler(),
+            sampler=self.sampler(),
             parts=self.settings.accumulate,
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
@@ -166,7 +183,7 @@ class Pretraining:
             device=self.fabric.device,
         )
 
-    def _sampler(self) -> Sampler:
+    def sampler(self) -> Sampler:
         """Return what draws the images of each step."""
         batch_size, seed = int(self.settings.batch_size), self.settings.seed
         pieces = self.settings.accumulate * self.fabric.world_size

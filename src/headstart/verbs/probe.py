@@ -18,8 +18,7 @@ from headstart.contracts import Backbone
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.loading import images_at
-from headstart.data.sources import open_data
-from headstart.data.splits import Splits, label_subset, limited, parse_budget, split
+from headstart.data.splits import Splits, label_subset, parse_budget, split
 from headstart.evaluation.features import (
     POOLED,
     Extracted,
@@ -64,7 +63,7 @@ def probe(
         UserError: one line that names the setting and what is allowed.
     """
     settings = start.settings(Probe, {**given, "init": str(init)}, check, config=config, out=None, resume=False)
-    data = limited(open_data(settings.data), settings.limit)
+    data = start.opened(settings, settings.init)
     folder = Path(out) if out is not None else None
     if folder is None and settings.init != "none" and Path(settings.init).is_dir():
         folder = Path(settings.init) / "probes" / identity(settings.model_dump(mode="json"), data.fingerprint)
@@ -105,11 +104,14 @@ def run_probe(settings: Probe, data: DataSet, folder: Path | None, *, overwrite:
         model_args=settings.model_args,
         stem=settings.stem,
         image_size=size,
+        channels=data.pixels.channels,
         seed=settings.seed,
     )
     if begun.matched is not None and not quiet:
         say(begun.matched.describe())
-    settings = settings.updated(model=begun.model, model_args=begun.model_args, stem=begun.stem, image_size=size)
+    settings = start.recorded(settings, data).updated(
+        model=begun.model, model_args=begun.model_args, stem=begun.stem, image_size=size
+    )
     features = _features(settings, begun.backbone, data, splits)
     scores = [
         {**row, "stage": stage}
@@ -150,7 +152,8 @@ def _files(settings: Probe, backbone: Backbone, data: DataSet) -> dict[str, dict
     if settings.init == "none" or not Path(settings.init).is_dir():
         return {part: {} for part in start.PARTS}
     # equal weights give other features in a network of other strides
-    known = {name: getattr(settings, name) for name in ("model", "model_args", "stem", "image_size", "precision")}
+    deciding = ("model", "model_args", "stem", "image_size", "precision", "channels", "pixel_range")
+    known: dict[str, Any] = {name: getattr(settings, name) for name in deciding}
     known["weights"] = hash_weights(backbone)
     wanted = stages(backbone) if settings.stages else [POOLED]
 

@@ -1,23 +1,29 @@
 """How a verb starts and ends: settings from a file and from its arguments, checks, and weights to leave behind."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from headstart import runs
 from headstart.backbones.given import run_settings
+from headstart.config import Data
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.sources import KNOWN_DATA
+from headstart.data.known import KNOWN_DATA
+from headstart.data.options import Options
+from headstart.data.sources import open_data
+from headstart.data.splits import limited
 from headstart.errors import UserError
 from headstart.runs import SettingsT
 from headstart.settings import Auto
 from headstart.verbs import resolve
 
 PARTS = ("train", "val", "test")
+DataT = TypeVar("DataT", bound=Data)
 LARGEST_WEIGHT = 1e6  # published networks stay below 1e3
 
 
@@ -36,6 +42,42 @@ def settings(
     if resume and out is not None and (out / runs.CONFIG).exists():
         return runs.stored_settings(kind, out, given, check)
     return check(kind.create(**given))
+
+
+def opened(settings: Data, init: str = "none") -> DataSet:
+    """Return the data that settings name, in the channels and the range of pixels of the run that ``init`` names.
+
+    Raises:
+        UserError: as ``headstart.data.sources.open_data`` does.
+    """
+    stored = run_settings(init) or {}
+    channels, ranges = settings.channels, settings.pixel_range
+    if channels == "auto" and stored.get("channels") in (1, 3):  # grey and colour images are had in either
+        channels = int(stored["channels"])
+    options = Options(settings.max_bad, settings.classes, channels, ranges)
+    data = limited(open_data(settings.data, options), settings.limit)
+    known = stored.get("pixel_range")
+    if data.pixels.range is None or ranges != "auto" or known in (None, "auto") or len(known) != data.pixels.channels:
+        return data
+    return replace(data, pixels=replace(data.pixels, range=tuple((low, high) for low, high in known)))
+
+
+def recorded(settings: DataT, data: DataSet) -> DataT:
+    """Return the settings with the channels and the range of pixels that were found."""
+    return settings.updated(channels=data.pixels.channels, pixel_range=data.pixels.range)
+
+
+def pixels_line(data: DataSet) -> str | None:
+    """Return in one line how unusual pixels are read, None for 8-bit colours."""
+    channels, ranges = data.pixels.channels, data.pixels.range
+    parts = []
+    if ranges:
+        scales = list(dict.fromkeys(f"{low:g} … {high:g}" for low, high in ranges))
+        shown = ", ".join(scales[:4]) + (", …" if len(scales) > 4 else "")
+        parts.append(f"pixels of more than 8 bits: {shown} become 0 … 1")
+    if channels != 3:
+        parts.append(f"{channels} channels, so that views change no hue, saturation or colours to grey")
+    return "; ".join(parts) or None
 
 
 def absolute(data: str) -> str:

@@ -96,12 +96,12 @@ def crop_one(image: Tensor, box: Sequence[int] | Tensor, size: int) -> Tensor:
     """Return one crop of one image, resized to a square: for workers that decode large images.
 
     Args:
-        image: uint8 ``[c h w]``.
+        image: uint8, or float in 0..1, ``[c h w]``.
         box: top, left, height, width, in pixels.
         size: the side of the crop, in pixels.
 
     Returns:
-        uint8 ``[c size size]``.
+        As the image, ``[c size size]``.
     """
     top, left, height, width = (int(edge) for edge in box)
     crop: Tensor = torchvision_functional.resized_crop(image, top, left, height, width, [size, size], antialias=True)

@@ -14,7 +14,7 @@ def render(images: Tensor, augment: Augment, key: Key, size: int) -> Tensor:
     """Return one view of each image: the whole path, for images that live on the device.
 
     Args:
-        images: uint8 ``[b c h w]``.
+        images: uint8, or float in 0..1, ``[b c h w]``.
         augment: how a view is made.
         key: names the images and the view; equal keys give equal views.
         size: the side of the views, in pixels.

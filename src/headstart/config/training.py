@@ -1,9 +1,10 @@
-"""What the user may set, verb by verb. The text under a setting is its line in ``--help``."""
+"""What the user may set of trainings and of their comparison."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from headstart.config.data import Data
 from headstart.errors import unknown
 from headstart.settings import (
     Auto,
@@ -30,13 +31,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], BeforeValidator(listed)]
 
 
-class Training(Settings):
+class Training(Data):
     """What every training shares."""
 
-    data: Location
-    """DATA: a folder, or the name of a known data set."""
-    limit: Annotated[int, Field(ge=2)] | None = None
-    """Use at most this many images, of every class and split its share (none: all)."""
     model: str | Auto
     """MODEL: torchvision/NAME or timm/NAME."""
     model_args: dict[str, Any] = {}
@@ -157,15 +154,11 @@ class Finetune(Training):
     """Looks without improvement after which training stops early (none: it never does)."""
 
 
-class Probe(Settings):
+class Probe(Data):
     """Settings of ``headstart probe``."""
 
     init: Location
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
-    data: Location
-    """DATA with labels: class folders, or the name of a known data set."""
-    limit: Annotated[int, Field(ge=2)] | None = None
-    """Use at most this many images, of every class and split its share (none: all)."""
     model: str | Auto = "auto"
     """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's)."""
     model_args: dict[str, Any] = {}
@@ -194,15 +187,11 @@ class Probe(Settings):
     """Processes that decode images; decides nothing but speed."""
 
 
-class Study(Settings):
+class Study(Data):
     """Settings of ``headstart study``: arms × transfers × labels × seeds × grid."""
 
     name: str = "study"
     """What the report is called."""
-    data: Location
-    """DATA with labels."""
-    limit: Annotated[int, Field(ge=2)] | None = None
-    """Use at most this many images, of every class and split its share (none: all)."""
     task: Literal["classify"] = "classify"
     """What is learned from the labels."""
     model: str = "torchvision/resnet18"

@@ -1,0 +1,19 @@
+"""What the user may set, verb by verb. The text under a setting is its line in ``--help``."""
+
+from headstart.config.data import Data
+from headstart.config.preparation import Count, Crop, Doctor, PseudoLabel, Split
+from headstart.config.training import Finetune, Pretrain, Probe, Study, Training
+
+__all__ = [
+    "Count",
+    "Crop",
+    "Data",
+    "Doctor",
+    "Finetune",
+    "Pretrain",
+    "Probe",
+    "PseudoLabel",
+    "Split",
+    "Study",
+    "Training",
+]
