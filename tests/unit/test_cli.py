@@ -71,7 +71,7 @@ def test_version(capsys):
 
 
 def test_every_command_is_a_function():
-    assert {"list", *headstart.__all__} - {"UserError"} == set(COMMANDS)
+    assert {"list", *headstart.__all__} - {"UserError"} == {command.replace("-", "_") for command in COMMANDS}
     for name in headstart.__all__:
         assert callable(getattr(headstart, name))
 

@@ -50,15 +50,17 @@ def test_any_image_has_a_thumbnail(size):
     assert (thumbnail(image).int() - thumbnail(image.float() / 255).int()).abs().max() <= 1
 
 
-def test_changes_that_keep_the_image_change_few_bits(tmp_path):
+def test_changes_that_keep_the_image_change_fewer_bits_than_another_image(tmp_path):
+    different = [(hash_of(photograph(seed)) ^ hash_of(photograph(seed + 1))).bit_count() for seed in range(10)]
+    assert min(different) > 12
     for seed in range(10):
         image = photograph(seed)
         Image.fromarray(image).save(tmp_path / "small.jpg", quality=40)
         Image.fromarray(image).resize((50, 50), Image.Resampling.LANCZOS).save(tmp_path / "half.png")
         darker = (image * 0.7).astype(np.uint8)
         for other in (np.asarray(Image.open(tmp_path / name)) for name in ("small.jpg", "half.png")):
-            assert (hash_of(image) ^ hash_of(other)).bit_count() <= 4
-        assert (hash_of(image) ^ hash_of(darker)).bit_count() <= 4
+            assert (hash_of(image) ^ hash_of(other)).bit_count() <= 8
+        assert (hash_of(image) ^ hash_of(darker)).bit_count() <= 8
 
 
 def test_other_images_differ_in_many_bits():

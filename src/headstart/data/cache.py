@@ -30,9 +30,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from headstart.data.home import cache_folder
 from headstart.data.images import EXTENSIONS
 from headstart.data.index import BadImage, DataSet, Pixels
-from headstart.data.known import cache_folder
 from headstart.data.options import Options
 from headstart.progress import say
 from headstart.runs import replace as replace_file
@@ -59,8 +59,8 @@ def cached(opener: Opener, path: Path, options: Options, watched: Sequence[Path]
     processes may do this at once. Data that lie in memory are not kept, nor those that changed in the last seconds.
 
     Args:
-        opener: a function of the module's top level.
-        path: the data: a folder or a file.
+        opener: what reads the data; its module and its name are a part of what the index is known by.
+        path: the data: a folder, a file or a pattern.
         options: what is wanted of the data; ``classes`` is not the openers' business, so one index does for all.
         watched: files and folders that decide the data and lie neither at ``path`` nor below the data set's root.
 

@@ -1,6 +1,7 @@
 """Which channels the images of a data set have, and which values of deep pixels become 0 and 1."""
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,6 +42,21 @@ def pixels_of(data: DataSet, options: Options) -> DataSet:
     if len(ranges) not in (1, channels):
         raise UserError(f"pixel_range: {len(ranges)} ranges for {channels} channels (allowed: 1 or {channels})")
     return replace(data, pixels=Pixels(channels, ranges * (channels // len(ranges))))
+
+
+def in_asked_channels(data: DataSet, channels: int | Literal["auto"]) -> DataSet:
+    """Return a data set whose images lie in memory in the channels that are asked for.
+
+    Raises:
+        UserError: they cannot be had in them.
+    """
+    assert data.images is not None
+    wanted = _channels(data, Options(channels=channels))
+    if wanted == data.images.shape[1]:
+        return data
+    red, green, blue = data.images.unbind(1)
+    grey = (299 * red.int() + 587 * green.int() + 114 * blue.int()) // 1000  # ITU-R BT.601, as Pillow's L
+    return replace(data, images=grey.to(torch.uint8).unsqueeze(1), pixels=Pixels(wanted))
 
 
 def percentiles(data: DataSet, channels: int) -> Range:

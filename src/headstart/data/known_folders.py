@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from headstart.data.cache import cached
 from headstart.data.folders import open_folder
 from headstart.data.home import cache_folder
 from headstart.data.hugging_face import open_hugging_face
@@ -29,7 +30,7 @@ class _Row(NamedTuple):
 def oxford_pets(options: Options) -> DataSet:
     """Return Oxford-IIIT Pet (Parkhi et al. 2012): 37 breeds, trimaps as masks, and the official trainval and test."""
     root = fetched("oxford_pets", "oxford-iiit-pet", "OxfordIIITPet")
-    return _open("oxford_pets", root, _pets(root), options)
+    return cached(_open_pets, root, options)
 
 
 def tiny_imagenet(options: Options) -> DataSet:
@@ -38,7 +39,7 @@ def tiny_imagenet(options: Options) -> DataSet:
     root = cache_folder() / name
     if not root.is_dir():
         raise absent("tiny_imagenet", f"{name} (unpacked from http://cs231n.stanford.edu/{name}.zip)")
-    return _open("tiny_imagenet", root, _tiny(root), options)
+    return cached(_open_tiny, root, options)
 
 
 def plant_seedlings(options: Options) -> DataSet:
@@ -53,7 +54,8 @@ def plant_seedlings(options: Options) -> DataSet:
         )
     labelled = any(path.is_dir() for path in (root / "test").glob("*"))
     train = root / "train"
-    return replace(open_folder(train if train.is_dir() and not labelled else root, options), name="plant_seedlings")
+    data = cached(open_folder, train if train.is_dir() and not labelled else root, options)
+    return replace(data, name="plant_seedlings")
 
 
 def cats_vs_dogs(options: Options) -> DataSet:
@@ -61,7 +63,7 @@ def cats_vs_dogs(options: Options) -> DataSet:
     folder = cache_folder() / "cats_vs_dogs"
     if folder.is_dir():
         within = folder / "PetImages"
-        data = open_folder(within if within.is_dir() else folder, options)
+        data = cached(open_folder, within if within.is_dir() else folder, options)
     else:
         try:
             data = open_hugging_face("microsoft/cats_vs_dogs", options)
@@ -106,6 +108,14 @@ def _open(name: str, root: Path, rows: Iterator[_Row], options: Options) -> Data
     places = table["where"]
     table = table.drop_columns(["where"] + ["mask"] * (table["mask"].null_count == len(table)))
     return open_rows(name, root, table, options, layout="a known data set", where=lambda row: str(places[row].as_py()))
+
+
+def _open_pets(root: Path, options: Options) -> DataSet:
+    return _open("oxford_pets", root, _pets(root), options)
+
+
+def _open_tiny(root: Path, options: Options) -> DataSet:
+    return _open("tiny_imagenet", root, _tiny(root), options)
 
 
 def _pets(root: Path) -> Iterator[_Row]:

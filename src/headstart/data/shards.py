@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headstart.data.cache import cached
 from headstart.data.folders import SPLIT_FOLDERS
 from headstart.data.images import THREADS, DecodeError, Header, inspect
 from headstart.data.index import NO_SPLIT, SCHEMA, TAR, BadImage, DataSet
@@ -56,6 +57,14 @@ def open_shards(pattern: str, options: Options) -> DataSet:
             images are broken.
     """
     paths = find_files(pattern)
+
+    def read(pattern: Path, options: Options) -> DataSet:
+        return _open(paths, options)
+
+    return cached(read, Path(pattern), options)
+
+
+def _open(paths: Sequence[Path], options: Options) -> DataSet:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     shards = [_look(path, path.relative_to(root).as_posix()) for path in paths]
     columns = pa.concat_tables([shard.columns for shard in shards])

@@ -5,6 +5,7 @@ from pathlib import Path
 from headstart.data.cache import Opener, cached
 from headstart.data.classes import select_classes
 from headstart.data.coco import open_coco
+from headstart.data.depth import in_asked_channels
 from headstart.data.folders import open_folder
 from headstart.data.hugging_face import open_hugging_face
 from headstart.data.index import DataSet
@@ -52,7 +53,8 @@ def open_data(data: str | Path, options: Options = DEFAULT) -> DataSet:
 
 def _opened(name: str, options: Options) -> DataSet:
     if name in KNOWN_DATA:
-        return KNOWN_DATA[name](options)
+        known = KNOWN_DATA[name](options)
+        return known if known.images is None else in_asked_channels(known, options.channels)
     if name.startswith(HUGGING_FACE):
         return open_hugging_face(name.removeprefix(HUGGING_FACE), options)
     if name.startswith(SHARDS):

@@ -212,7 +212,7 @@ def _cut_groups(
     if count < pieces:
         return [rows, *(rows[:0] for _ in shares)]
     parts = divide(labels, (1 - sum(shares), *shares), seed, groups)
-    missing = sorted(set(labels[labels >= 0].unique().tolist()) - set(labels[parts == 0].unique().tolist()))
+    missing = sorted(set(torch.unique(labels[labels >= 0]).tolist()) - set(torch.unique(labels[parts == 0]).tolist()))
     if missing and needs_labels:
         raise UserError(
             f"data: all training images of class '{dataset.classes[missing[0]]}' are in groups that were cut off for"
