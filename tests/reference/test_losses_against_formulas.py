@@ -10,7 +10,7 @@ from headstart.losses.clustering import swapped_prediction
 from headstart.losses.contrastive import cross_nce, info_nce, supcon
 from headstart.losses.dense import dense_info_nce
 from headstart.losses.distillation import feature_distillation, negative_cosine, self_distillation
-from headstart.losses.gaussian import prediction, sigreg, visreg_centre, visreg_scale, visreg_shape
+from headstart.losses.gaussian import prediction, visreg_centre, visreg_scale, visreg_shape
 from headstart.losses.masked import masked_patches
 from headstart.losses.redundancy import barlow_twins, vicreg
 
@@ -134,18 +134,6 @@ def naive_dense_info_nce(queries, positives, negatives, *, temperature):
     return mean([naive_info_nce(q[None], p[None], negatives, temperature=temperature) for q, p in places])
 
 
-def naive_sigreg(embeddings, directions, *, knots=17, limit=3.0):
-    grid = np.linspace(-limit, limit, 2 * knots - 1)
-    statistics = []
-    for direction in directions.T:
-        sample = embeddings @ direction
-        empirical = torch.stack([torch.exp(1j * t * sample).mean() for t in grid])
-        gaussian = torch.from_numpy(np.exp(-(grid**2) / 2))
-        error = (empirical - gaussian).abs().square() * gaussian
-        statistics.append(len(sample) * torch.trapezoid(error, torch.from_numpy(grid)))
-    return mean(statistics)
-
-
 def naive_prediction(views, centres):
     return mean([(view[i, j] - centres[i, j]) ** 2 for view in views for i, j in np.ndindex(*centres.shape)])
 
@@ -231,8 +219,6 @@ CASES = {
         [],
         {},
     ),
-    "sigreg": (sigreg, naive_sigreg, [draw(7, 4)], [unit_columns(4, 6)], {}),
-    "sigreg-coarse": (sigreg, naive_sigreg, [draw(7, 4)], [unit_columns(4, 6)], {"knots": 5, "limit": 2.5}),
     "prediction": (prediction, naive_prediction, [draw(3, 4, 2), draw(4, 2, seed=1)], [], {}),
     "visreg_centre": (visreg_centre, naive_visreg_centre, [draw(7, 4)], [], {}),
     "visreg_scale": (visreg_scale, naive_visreg_scale, [draw(7, 4)], [], {}),

@@ -15,12 +15,10 @@ from headstart.losses.clustering import sinkhorn, swapped_prediction
 from headstart.losses.contrastive import cross_nce, info_nce, nt_xent, supcon
 from headstart.losses.dense import correspondence, dense_info_nce
 from headstart.losses.distillation import feature_distillation, negative_cosine, self_distillation
-from headstart.losses.gaussian import prediction, sigreg, visreg_centre, visreg_scale, visreg_shape
+from headstart.losses.gaussian import prediction, visreg_centre, visreg_scale, visreg_shape
 from headstart.losses.masked import masked_patches
 from headstart.losses.redundancy import barlow_twins, vicreg
 
-GRID = np.linspace(-3, 3, 33)
-GAUSSIAN = np.exp(-(GRID**2) / 2)  # characteristic function and weight of SIGReg
 VICREG = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
 ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
 UNLABELLED = torch.full((6,), -1)
@@ -135,11 +133,10 @@ def test_distillation_ignores_the_scale_of_the_teacher_and_constants():
 
 def test_gaussian_losses_know_neither_order_nor_sign_nor_other_batches():
     views, directions = draw(2, 6, 4), torch.nn.functional.normalize(draw(4, 8, seed=1), dim=0)
-    for loss in (sigreg, visreg_shape):
-        expected = torch.stack([loss(view, directions) for view in views]).mean()
-        assert_same(loss(views[:, ORDER], directions), expected)
-        assert_same(loss(views, directions.flip(1)), expected)
-    assert_same(sigreg(views, -directions), sigreg(views, directions))
+    expected = torch.stack([visreg_shape(view, directions) for view in views]).mean()
+    assert_same(visreg_shape(views[:, ORDER], directions), expected)
+    assert_same(visreg_shape(views, directions.flip(1)), expected)
+    assert_same(visreg_shape(views, -directions), expected)
     assert_same(visreg_scale(views + 3), visreg_scale(views))
     torch.testing.assert_close(
         visreg_shape(views * 50 + 3, directions), visreg_shape(views, directions), rtol=1e-3, atol=0
@@ -168,13 +165,6 @@ def test_masked_patches_see_only_what_was_masked():
     assert masked_patches(predictions, patches * 0 + 0.5, masked, normalise=True).isfinite()
 
 
-def test_sigreg_of_a_gaussian_nears_its_expectation():
-    # the empirical characteristic function has variance (1 - phi²) / n, so the expectation does not depend on n
-    expected = np.trapezoid((1 - GAUSSIAN**2) * GAUSSIAN, GRID)
-    directions = torch.nn.functional.normalize(draw(8, 64, seed=1), dim=0)
-    assert float(sigreg(draw(40, 200, 8), directions)) == pytest.approx(expected, rel=0.1)
-
-
 SAME = torch.ones(6, 5, dtype=torch.float64)
 COLLAPSED = {
     "info_nce": (info_nce(SAME, SAME, SAME[:4], temperature=0.1), math.log(5)),
@@ -192,7 +182,6 @@ COLLAPSED = {
     ),
     "swapped_prediction": (swapped_prediction(SAME, SAME / 5, temperature=0.1), math.log(5)),
     "prediction": (prediction(SAME[None], SAME), 0),
-    "sigreg": (sigreg(0 * SAME, SAME[:5]), 6 * np.trapezoid((1 - GAUSSIAN) ** 2 * GAUSSIAN, GRID)),
     "visreg_scale": (visreg_scale(SAME), 1),
     "visreg_centre": (visreg_centre(SAME), 1),
     "feature_distillation": (feature_distillation(SAME, SAME, beta=2.0), 0.25),  # 1² / (2 · 2) from whitened zeros
@@ -213,7 +202,6 @@ ALL = PAIRS | {
     "self_distillation": lambda a, b: self_distillation(
         torch.stack([a, b]), b[None], a[0], student_temperature=0.1, teacher_temperature=0.04
     ),
-    "sigreg": lambda a, b: sigreg(a, b.T),
     "prediction": lambda a, b: prediction(a[None], b),
     "visreg_centre": lambda a, b: visreg_centre(a),
     "visreg_scale": lambda a, b: visreg_scale(a),

@@ -49,7 +49,6 @@ REMEMBERED = {
         "progress",
     ),
     "swav": ("prototypes.weight", "progress", *(f"queues.{number}.{name}" for number in (0, 1) for name in QUEUE)),
-    "lejepa": ("step",),
     "visreg": ("step",),
 }
 

@@ -26,7 +26,6 @@ SMALL = {  # what would only cost time
     "barlow-twins": {"projection_dim": 32},
     "byol": {"hidden_dim": 32},
     "dino": {"hidden_dim": 32, "prototypes": 64},
-    "lejepa": {"hidden_dim": 32, "slices": 32},
     "mae": {"decoder_dim": 24, "decoder_depth": 1},
     "nnclr": {"projector_dim": 32, "predictor_dim": 32},
     "simsiam": {"projection_dim": 32, "predictor_dim": 16},

@@ -1,5 +1,6 @@
 """Image files: are they whole, and what are their pixels."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterable
@@ -26,6 +27,9 @@ _EDGE = 4096  # bytes looked at on both ends of a file
 _ORIENTATION = 0x0112  # the EXIF tag
 _STRIPS, _TILES = (273, 279), (324, 325)  # TIFF tags: where the pixels start, and how many bytes they are
 _GREY_MODES = ("1", "L", "LA", "La")
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or each TIFF of many channels would print a line
 
 
 class DecodeError(ValueError):
@@ -251,6 +255,8 @@ def _reason(error: Exception, file: Path | BytesIO) -> DecodeError:
         return DecodeError("not an image" if size else "an empty file")
     if isinstance(error, Image.DecompressionBombError):
         return DecodeError(f"more than {LARGEST:,} pixels, which may be a decompression bomb")
-    if "truncated" in str(error):
+    if "truncated" in str(error).lower():
         return DecodeError("a truncated file")
+    if isinstance(error, OSError) and error.strerror:  # its text would repeat the path
+        return DecodeError(error.strerror.lower())
     return DecodeError(" ".join(f"{type(error).__name__}: {error}".split()))

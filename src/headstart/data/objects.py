@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from headstart.data.index import NO_LABEL, OBJECTS, BadImage, DataSet
 from headstart.data.options import Options
-from headstart.data.scan import Scan, assemble, check_bad, first, printable, within
+from headstart.data.scan import Scan, assemble, check_bad, first, percent, printable, within
 from headstart.errors import UserError
 
 ROUNDING = 1.0  # pixels by which a box may stick out of its image: annotation tools round, and count from 0 or from 1
@@ -149,11 +149,17 @@ def inside(root: Path, path: str, where: str) -> str:
         UserError: it leads out of the data folder.
     """
     tidy = within(root, path)
-    if tidy in (None, "."):
+    if tidy in (None, ".") or not _is_below(root, os.path.dirname(tidy)):  # noqa: PTH120  a million paths, few folders
         raise UserError(
             f"data: {where}: the path {printable(path)} leads out of the data folder (allowed: files inside of {root})"
         )
     return str(tidy)
+
+
+@lru_cache(maxsize=1024)
+def _is_below(root: Path, folder: str) -> bool:
+    """Return whether a folder is in the data folder where links in its path are followed."""
+    return Path(os.path.realpath(root / folder)).is_relative_to(os.path.realpath(root))
 
 
 def _check_boxes(bad: Sequence[BadImage], good: int, root: Path, max_bad: float) -> None:
@@ -162,5 +168,6 @@ def _check_boxes(bad: Sequence[BadImage], good: int, root: Path, max_bad: float)
     if len(bad) > max_bad * total:
         listed = [f"{line.path} ({line.reason})" for line in bad]
         raise UserError(
-            f"data: {len(bad)} of {total} annotations in {root} are broken (allowed: {max_bad:.0%}): {first(listed)}"
+            f"data: {len(bad)} of {total} annotations in {root} are broken"
+            f" (allowed: {percent(max_bad)}): {first(listed)}"
         )

@@ -20,7 +20,7 @@ from headstart.errors import UserError, unknown
 SIDES = ("left", "top", "right", "bottom")
 Where = Callable[[int], str]  # a row's place in the file that it comes from, as FILE:LINE
 
-_UNTIDY = r"(^|/)\.{1,2}(/|$)|^/|//|/$"  # paths that may lead out, or have another spelling
+_UNTIDY = r"(^|/)\.{1,2}(/|$)|^/|//|/$|\x00"  # paths that may lead out, have another spelling, or are none
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -48,7 +48,7 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
         rows = rows.set_column(rows.column_names.index(column), column, _inside(root, rows[column], column, where))
     if "split" in rows.column_names:
         rows = rows.set_column(rows.column_names.index("split"), "split", [_splits(rows["split"], where)])
-    owners, images = _images(rows, where) if boxed else (np.arange(rows.num_rows), rows)
+    owners, images = _images(rows, where) if boxed else _once(rows, where)
     found, contents = scan(root, (image.as_py() for image in images["image"])), b""
     if "mask" in images.column_names:
         found, contents = _with_whole_masks(root, found, images["mask"])
@@ -143,10 +143,25 @@ def _splits(names: pa.ChunkedArray, where: Where) -> np.ndarray:
     return found
 
 
+def _once(rows: pa.Table, where: Where) -> tuple[np.ndarray, pa.Table]:
+    """Return what ``_images`` does where every row is an image; raise a UserError when two are of one."""
+    owners, first = _owners(rows)
+    if len(first) < len(owners):
+        row = int(np.flatnonzero(first[owners] != np.arange(len(owners)))[0])
+        path, before = printable(rows["image"][row].as_py()), where(int(first[owners[row]]))
+        raise UserError(f"data: {where(row)}: the image {path} is listed twice, also in {before} (allowed: once)")
+    return owners, rows
+
+
+def _owners(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each row the number of its image, in the order in which they appear, and the first row of each."""
+    owners = rows["image"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+    return owners, np.unique(owners, return_index=True)[1]
+
+
 def _images(rows: pa.Table, where: Where) -> tuple[np.ndarray, pa.Table]:
     """Return for each row the number of its image, int64 ``[n]``, and the first row of every image."""
-    owners = rows["image"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    first = np.unique(owners, return_index=True)[1]
+    owners, first = _owners(rows)
     for column in _there(rows, "mask", "split", "group"):
         codes = rows[column].combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
         odd = np.flatnonzero(codes != codes[first][owners])

@@ -63,17 +63,18 @@ def scan(root: Path, paths: Iterable[str]) -> Scan:
 
 
 def check_bad(bad: Sequence[BadImage], good: int, root: Path, max_bad: float, ignored: int = 0) -> None:
-    """Raise a UserError when there is no image, or when more than that share of the files is broken."""
+    """Raise a UserError when there is no image that can be used, or when more than that share of them is broken."""
     total = good + len(bad)
     if total == 0:
         raise UserError(
             f"data: no images in {root} (allowed: {' '.join(EXTENSIONS)}; links to folders are not followed);"
             f" {ignored} other files"
         )
-    if len(bad) > max_bad * total:
+    if len(bad) > max_bad * total or not good:
         listed = [f"{file.path} ({file.reason})" for file in bad]
+        allowed = percent(max_bad) if len(bad) > max_bad * total else "not all of them"
         raise UserError(
-            f"data: {len(bad)} of {total} images in {root} are broken (allowed: {max_bad:.0%}): {first(listed)}"
+            f"data: {len(bad)} of {total} images in {root} are broken (allowed: {allowed}): {first(listed)}"
         )
 
 
@@ -139,19 +140,28 @@ def assemble(
 
 
 def within(root: Path, path: str) -> str | None:
-    """Return the shortest spelling of a path relative to the root, or None if it leads out of it.
+    """Return the shortest spelling of a path relative to the root, or None if it leads out of it, or can be no path.
 
     >>> within(Path("/data"), "a/../b/./c.png"), within(Path("/data"), "/data/c.png"), within(Path("/data"), "../c.png")
     ('b/c.png', 'c.png', None)
     """
     base = os.path.abspath(root)  # noqa: PTH100  pathlib would keep the dots
     place = Path(os.path.normpath(os.path.join(base, path)))  # noqa: PTH118
-    return place.relative_to(base).as_posix() if place.is_relative_to(base) else None
+    return place.relative_to(base).as_posix() if place.is_relative_to(base) and "\0" not in path else None
 
 
 def first(names: Sequence[str]) -> str:
     """Return the first of many names in one line."""
     return ", ".join(names[:5]) + (f", … {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def percent(share: float) -> str:
+    """Return a share as people write it.
+
+    >>> percent(0.01), percent(0.0005)
+    ('1%', '0.05%')
+    """
+    return f"{100 * share:g}%"
 
 
 def printable(path: str) -> str:

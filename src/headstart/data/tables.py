@@ -38,6 +38,8 @@ def open_table(path: Path, options: Options) -> DataSet:
         values = pc.utf8_trim_whitespace(rows[column]) if column in _TRIMMED else rows[column]
         values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
         rows = rows.set_column(rows.column_names.index(column), column, values)
+    if not rows.num_rows:
+        raise UserError(f"data: {path.name} has no rows (allowed: one for each image)")
     if rows["image"].null_count:
         row = pc.index(rows["image"].is_null(), True).as_py()
         raise UserError(f"data: {where(row)}: no image (allowed: the path of one in every row)")
@@ -50,8 +52,12 @@ def _csv(path: Path) -> pa.Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data: {path.name}: {error} (allowed: CSV in UTF-8)") from error
+    except UnicodeDecodeError as error:
+        with path.open("rb") as lines:
+            number = next(number for number, line in enumerate(lines, start=1) if not _is_text(line))
+        raise UserError(f"data: {path.name}:{number}: not UTF-8 (allowed: CSV in UTF-8)") from error
+    except csv.Error as error:
+        raise UserError(f"data: {path.name}:1: {error} (allowed: CSV in UTF-8)") from error
     columns = _columns(path, header)
     try:
         return arrow_csv.read_csv(
@@ -69,6 +75,14 @@ def _csv(path: Path) -> pa.Table:
         row = re.search(r"Row #(\d+): ", reason)
         place = _Lines(path)(int(row[1]) - 2) if row else path.name
         raise UserError(f"data: {place}: {reason[row.end() :] if row else reason}") from error
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _parquet(path: Path) -> pa.Table:

@@ -15,39 +15,6 @@ _DEVIATION_FLOOR = 1e-4  # of VISReg's authors: what a collapsed dimension is di
 
 
 @exact
-def sigreg(embeddings: Tensor, directions: Tensor, *, knots: int = 17, limit: float = 3.0) -> Tensor:
-    """Epps-Pulley test of normality along directions, the SIGReg of LeJEPA (arXiv:2511.08544, alg. 1).
-
-    Unchanged by the order of the embeddings and by the sign and order of the directions. It grows with n where the
-    distribution differs from a Gaussian. The squared distance between the characteristic functions is weighted by a
-    Gaussian and integrated over [-limit, limit] by the trapezoidal rule, of which the even half is computed. The
-    defaults are those of the authors' minimal example.
-
-    Args:
-        embeddings: ``[... n d]``.
-        directions: ``[d m]``, columns of length 1.
-        knots: of the half of the grid that starts at 0; at least 2.
-        limit: the highest frequency; above 0.
-
-    Returns:
-        The mean over directions (and batches), a scalar.
-    """
-    projections = embeddings @ directions  # [... n m]
-    step = limit / (knots - 1)
-    statistic = torch.zeros_like(projections[..., 0, :])  # [... m]
-    # A loop, since all knots at once would need 2.5 times the memory for the gradient, where a loop frees knot by knot.
-    # It starts at 1 because at frequency 0 every characteristic function is 1.
-    for knot in range(1, knots):
-        frequency = step * knot
-        gaussian = math.exp(-(frequency**2) / 2)  # both the characteristic function to reach and the weight
-        weight = gaussian * step * (1 if knot == knots - 1 else 2)
-        phases = projections * frequency
-        real, imaginary = phases.cos().mean(-2), phases.sin().mean(-2)
-        statistic = statistic + weight * ((real - gaussian).square() + imaginary.square())
-    return embeddings.shape[-2] * statistic.mean()
-
-
-@exact
 def prediction(views: Tensor, centres: Tensor) -> Tensor:
     """Mean squared distance of all views to their centre, the prediction loss of LeJEPA (arXiv:2511.08544, alg. 2).
 

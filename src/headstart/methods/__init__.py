@@ -13,7 +13,6 @@ from headstart.methods.byol import BYOL
 from headstart.methods.densecl import DenseCL
 from headstart.methods.dino import DINO
 from headstart.methods.distill import Distill
-from headstart.methods.lejepa import LeJEPA
 from headstart.methods.mae import MAE
 from headstart.methods.moco import MoCo
 from headstart.methods.nnclr import NNCLR
@@ -38,7 +37,6 @@ METHODS: dict[str, type[Method]] = {
     "dino": DINO,
     "nnclr": NNCLR,
     "densecl": DenseCL,
-    "lejepa": LeJEPA,
     "visreg": VISReg,
     "mae": MAE,
     "distill": Distill,
