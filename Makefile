@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# a test file for each core: most of what a test does runs on one
+ALL := --numprocesses auto --dist loadfile
 
 # Python would otherwise compile torch anew at every start where this is set
 unexport PYTHONDONTWRITEBYTECODE
 # threads that spin while they wait make tests four times as slow on a machine that does something else too
 export OMP_WAIT_POLICY ?= PASSIVE
+test fast: export OMP_NUM_THREADS ?= 1
 
 .PHONY: help demo test fast check format golden clean
 
@@ -19,10 +22,10 @@ demo: $(VENV)/.installed  ## install, then run the main job on scanned digits (m
 	$(BIN)/headstart demo --out demo --overwrite
 
 test: $(VENV)/.tested  ## install, then run all tests, the slow ones too
-	$(PYTEST) --slow
+	$(PYTEST) $(ALL) --slow
 
 fast: $(VENV)/.tested  ## run the fast tests
-	$(PYTEST)
+	$(PYTEST) $(ALL)
 
 check: $(VENV)/.tested  ## ruff, mypy --strict and the architecture test
 	$(BIN)/ruff check .

@@ -173,3 +173,31 @@ def test_images_that_are_nowhere_and_broken_json_are_one_line(make, tmp_path):
     path.write_text('{"images": [}')
     with pytest.raises(UserError, match=r"cannot be read as JSON: Expecting value: line 1 column 13"):
         open_coco(path, STRICT)
+
+
+def test_numbers_that_no_float_holds_are_no_box(make):
+    data = open_coco(make([annotation(bbox=(1, 2, 10**400, 4)), annotation(bbox=(1, 2, 3, 4))]), LOOSE)
+    assert data.objects.num_rows == 1
+    assert "annotation 1" in data.bad[0].path
+
+
+def test_a_size_that_is_a_text_is_not_compared(make):
+    images = [{"id": 7, "file_name": "b.png", "width": "40", "height": "20"}]
+    assert open_coco(make([annotation()], images=images), STRICT).count == 1
+
+
+def test_a_name_that_is_no_unicode_ends_with_one_line(make):
+    with pytest.raises(UserError, match=r"instances.json: the category \\ud800 is no text"):
+        open_coco(make([], categories=[{"id": 2, "name": "\ud800"}]), STRICT)
+
+
+def test_a_path_through_a_link_that_leads_out_is_refused(make, tmp_path, save_image):
+    save_image(tmp_path / "outside" / "c.png", size=(40, 20))
+    path = make(
+        folder="data",
+        file="data/instances.json",
+        images=[{"id": 7, "file_name": "link/c.png"}, {"id": 1, "file_name": "b.png"}],
+    )
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"image 7: the path link/c.png leads out of the data folder"):
+        open_coco(path, STRICT)

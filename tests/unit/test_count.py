@@ -143,3 +143,17 @@ def test_data_without_any_boxes_are_counted_and_drawn(tmp_path, save_image):
     draw(tmp_path / "count.png", counted, np.zeros(0), LIMITS)
     assert (tmp_path / "count.png").exists()
     assert "$x$      0" in str(counted)
+
+
+def test_an_out_that_cannot_be_ends_with_one_line(folder, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError, match=r"out: .* cannot be"):
+            count(folder, out=out, quiet=True)
+
+
+def test_scripts_that_the_font_lacks_are_drawn_without_a_warning(tmp_path, save_image):
+    for name in ("日本", "n\new"):
+        save_image(tmp_path / "data" / name / "1.png")
+    count(tmp_path / "data", out=tmp_path / "out", quiet=True)  # a warning would be an error
+    assert (tmp_path / "out" / "count.png").exists()

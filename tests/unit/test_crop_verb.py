@@ -278,3 +278,22 @@ def test_data_without_boxes_are_refused(tmp_path, save_image):
     with pytest.raises(UserError, match="data: digits has no boxes"):
         crop("digits", out=tmp_path / "out", quiet=True)
     assert [path.name for path in Path(tmp_path).iterdir()] == ["data"]
+
+
+def test_a_class_may_have_a_name_too_long_for_a_file(tmp_path, save_image):
+    save_image(tmp_path / "data" / "images" / "1.png", size=(40, 20))
+    (tmp_path / "data" / "labels").mkdir()
+    (tmp_path / "data" / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data" / "data.yaml").write_text(f"train: images\nnames: [{'ü' * 200}]\n")
+    assert crop(tmp_path / "data", out=tmp_path / "out", quiet=True).counts == {"ü" * 200: {"train": 1}}
+    assert open_data(tmp_path / "out").classes == ("ü" * 200,)
+
+
+def test_a_full_disk_ends_with_one_line(filled, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("headstart.verbs.crop._save", full)
+    with pytest.raises(UserError, match=r"out: .*out cannot be written to \(No space left on device\)"):
+        run(filled, tmp_path / "out")
+    assert not any("out" in path.name for path in tmp_path.iterdir())

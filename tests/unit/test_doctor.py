@@ -292,3 +292,11 @@ def test_mistakes_are_told_in_one_line(tmp_path, given, message):
 def test_what_a_batch_takes_is_extrapolated():
     assert extrapolated([(8, 1.0), (32, 2.5)], 128) == pytest.approx(2.5 + 96 / 16)
     assert extrapolated([(8, 1.0), (32, 0.8)], 64) == pytest.approx(1.6)
+
+
+def test_names_of_classes_are_printed_in_one_line(tmp_path):
+    for number in range(4):
+        save(tmp_path / "data" / ["a\nb", "c"][number % 2] / f"{number}.png", noise(number))
+    findings = found(open_data(tmp_path / "data"))
+    assert "a\\nb (2)" in findings["small classes"].examples
+    assert "\n" not in findings["class balance"].text

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.datasets.folder import default_loader
 
 from headstart.data.images import DecodeError, decode, decode_all, inspect
@@ -92,6 +93,23 @@ def test_reasons_say_what_is_wrong(tmp_path):
                 look(tmp_path / f"{name}.jpg")
 
 
+def test_pillows_own_word_counts_where_ultralytics_has_replaced_it(tmp_path, monkeypatch):
+    def replaced(*arguments, **options):
+        try:
+            return original(*arguments, **options)
+        except UnidentifiedImageError:
+            import a_library_that_is_not_there  # noqa: F401
+
+    original = Image.open
+    monkeypatch.setattr(Image, "open", replaced)
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(DecodeError, match="not an image"):
+        inspect(tmp_path / "a.jpg")
+    bands = np.ones((8, 8, 5), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", bands, photometric="minisblack", planarconfig="contig")
+    assert inspect(tmp_path / "a.tif").channels == 5
+
+
 def test_decompression_bomb_is_a_bad_image(tmp_path, monkeypatch):
     Image.fromarray(noise(32, 32, 3)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -110,3 +128,9 @@ def test_decode_all_puts_every_image_in_its_place_and_lists_failures(tmp_path):
     for number in (0, 2, 4):
         np.testing.assert_array_equal(decoded.images[number].permute(1, 2, 0).numpy(), pixels[number])
     assert decoded.failures == {1: "not an image", 3: "7x6 pixels, but 6x7 when the folder was read"}
+
+
+def test_a_tiff_of_many_channels_prints_nothing(tmp_path, capfd):
+    tifffile.imwrite(tmp_path / "a.tif", noise(8, 6, 9), photometric="minisblack", planarconfig="contig")
+    assert inspect(tmp_path / "a.tif").channels == 9
+    assert capfd.readouterr() == ("", "")

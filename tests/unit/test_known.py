@@ -240,3 +240,13 @@ def test_cats_and_dogs_come_from_microsofts_folders_with_a_corrupt_file(cache, s
     data = KNOWN_DATA["cats_vs_dogs"](Options(max_bad=0.02))
     assert (data.name, data.classes, data.count) == ("cats_vs_dogs", ("Cat", "Dog"), 60)
     assert [(bad.path, bad.reason) for bad in data.bad] == [("Cat/666.jpg", "an empty file")]
+
+
+def test_half_a_download_is_not_left_behind(cache, monkeypatch):
+    def begin(*args, **kwargs):
+        (cache / "oxford-iiit-pet" / "images").mkdir(parents=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.oxford_iiit_pet, "download_and_extract_archive", begin)
+    assert message("oxford_pets") == message("oxford_pets")
+    assert not (cache / "oxford-iiit-pet").exists()

@@ -185,3 +185,11 @@ def test_the_fingerprint_changes_with_a_mask(make):
 def test_class_names_are_checked(make):
     with pytest.raises(UserError, match="has no names or one name twice"):
         open_masks(make({"a": grid(0, 1)}, names=["sky", "sky"]), STRICT)
+
+
+def test_folders_that_are_links_are_not_followed(make):
+    root = make({"1": grid(0, 1)})
+    (root / "images").rename(root / "elsewhere")
+    (root / "images").symlink_to(root / "elsewhere")
+    with pytest.raises(UserError, match="images is a link, which is not followed"):
+        open_masks(root, Options())

@@ -274,7 +274,7 @@ def test_broken_pictures_are_left_out_or_stop_the_verb(pictures, weights, tmp_pa
     assert not any(path.name.startswith((".out", "out")) for path in tmp_path.iterdir())
     result = pseudo_label(pictures, weights=weights, out=tmp_path / "out", max_bad="20%", quiet=True)
     assert (result.images, [bad.path for bad in result.bad]) == (4, ["tall.png"])
-    assert "left out tall.png" in str(result)
+    assert "1 left out: tall.png" in str(result)
 
 
 class Payload:

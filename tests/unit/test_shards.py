@@ -259,3 +259,8 @@ def test_json_numbers_and_names_are_labels(tmp_path):
     data = open_shards(str(write_tar(tmp_path / "a.tar", members)), DEFAULT)
     assert (data.classes, data.labels.tolist()) == (("9", "10"), [1, 0, -1, -1])
     assert inspect(data.file(0)).width == 20
+
+
+def test_names_of_classes_that_are_no_text(shards):
+    (Path(shards).parent / "classes.txt").write_bytes(b"\xff\n")
+    assert message(shards).endswith("classes.txt is not a text file (allowed: a class name in each line)")

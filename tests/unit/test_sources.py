@@ -169,7 +169,7 @@ def test_no_images_and_no_folder(tmp_path):
     (tmp_path / "note.txt").write_text("x")
     with pytest.raises(UserError, match=rf"data: no images in {tmp_path} \(allowed: .jpg .*; 1 other files"):
         open_data(str(tmp_path))
-    with pytest.raises(UserError, match=r"data: unknown 'cifar11', did you mean 'cifar10'.*none at .*digits"):
+    with pytest.raises(UserError, match=r"data: unknown 'cifar11', did you mean 'cifar10'.*digits.*a folder of images"):
         open_data("cifar11")
     with pytest.raises(UserError, match=r"note.txt is a file"):
         open_data(str(tmp_path / "note.txt"))
@@ -249,3 +249,52 @@ def test_real_plants(real_data):
     assert (data.count, len(data.classes), data.bad, data.ignored) == (4750, 12, (), 1)
     assert torch.bincount(data.splits).tolist() == [3319, 708, 723]
     assert data.sizes.unique().tolist() == [150]
+
+
+def test_a_name_that_is_no_data_ends_with_one_line(tmp_path):
+    for name in ("", "hf:", "wds:"):
+        with pytest.raises(UserError, match=f"data: '{name}' names nothing"):
+            open_data(name)
+    with pytest.raises(UserError, match=rf"data: there is no {tmp_path}/nothing \(allowed: a folder of images"):
+        open_data(tmp_path / "nothing")
+    with pytest.raises(UserError, match="data: there is no ~nobody-of-that-name/x"):
+        open_data("~nobody-of-that-name/x")
+    with pytest.raises(UserError, match=r"data: x+ cannot be read \(File name too long\)"):
+        open_data("x" * 300)
+    with pytest.raises(UserError, match=r"data: the name .*\\udcff is not UTF-8"):
+        open_data(tmp_path / os.fsdecode(b"\xff"))
+
+
+def test_data_that_nobody_may_read_end_with_one_line(tmp_path, monkeypatch):
+    (tmp_path / "table.csv").write_text("image\n")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "table.csv"))
+
+    monkeypatch.setattr("headstart.data.tables._csv", refuse)
+    with pytest.raises(UserError, match=r"data: .*table.csv cannot be read \(Permission denied\)"):
+        open_data(tmp_path / "table.csv")
+
+
+def test_data_of_broken_images_alone_are_refused_whatever_is_allowed(tmp_path):
+    (tmp_path / "1.jpg").touch()
+    with pytest.raises(UserError, match=r"1 of 1 images .* are broken \(allowed: not all of them\): 1.jpg"):
+        open_data(tmp_path, Options(max_bad=1))
+
+
+def test_the_allowed_share_is_written_in_full(tmp_path, save_image):
+    save_image(tmp_path / "1.png")
+    (tmp_path / "2.jpg").touch()
+    with pytest.raises(UserError, match=r"allowed: 0.05%"):
+        open_data(tmp_path, Options(max_bad=0.0005))
+
+
+def test_neither_pipes_nor_endless_files_make_one_wait(tmp_path, save_image):
+    save_image(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "3.png").symlink_to("/dev/zero")
+    (tmp_path / "4.png").symlink_to("4.png")
+    data = open_data(tmp_path, Options(max_bad=1))
+    assert data.count == 1
+    assert [bad.path for bad in data.bad] == ["2.png", "3.png", "4.png"]
+    assert data.bad[2].reason == "too many levels of symbolic links"

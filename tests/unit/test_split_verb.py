@@ -317,3 +317,64 @@ def test_groups_of_the_data_are_kept_without_being_asked_for(classes, tmp_path):
     data = open_data(tmp_path / "out")
     assert data.index["group"].type == pa.string()
     assert all(len(data.splits[data.groups == group].unique()) == 1 for group in data.groups.unique())
+
+
+def test_groups_of_a_column_are_compared_as_text(tmp_path, save_image):
+    for number in range(4):
+        save_image(tmp_path / "data" / f"{number}.png", seed=number)
+    rows = ("0.png,01", "./1.png,1", "x/../2.png,1", "3.png,")
+    (tmp_path / "data" / "manifest.csv").write_text("\n".join(["image,place", *rows]) + "\n")
+    run(tmp_path / "data", tmp_path / "out", group="place", parts="train=50,val=50")
+    assert [row["group"] for row in listed(tmp_path / "out")] == ["01", "1", "1", ""]
+
+
+def test_a_pattern_that_finds_an_empty_text_finds_nothing(classes, tmp_path):
+    with pytest.raises(UserError, match=r"group: '\(x\?\)' finds nothing in 39 of 39 paths"):
+        run(classes, tmp_path / "out", group="(x?)")
+
+
+@pytest.mark.parametrize("name", ["split.json", "manifest.csv", "prepared.json", "A"])
+def test_parts_may_not_be_called_as_other_files_and_parts(classes, tmp_path, name):
+    with pytest.raises(UserError, match="cannot be the name of a folder"):
+        run(classes, tmp_path / "out", parts=f"a=50,{name}=50")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_gone_stops_the_copying(classes, tmp_path, monkeypatch):
+    def vanish(*args, **kwargs):
+        data = open_data(*args, **kwargs)
+        (classes / "cat" / "0_0.png").unlink()
+        return data
+
+    monkeypatch.setattr("headstart.verbs.start.open_data", vanish)
+    with pytest.raises(UserError, match=r"0_0.png is gone since the data were opened"):
+        run(classes, tmp_path / "out", by="copies")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_out_may_not_lie_among_the_images(boxes, tmp_path):
+    with pytest.raises(UserError, match=r"out: .* lies among the images of boxes"):
+        run(boxes / "data.yaml", boxes / "images" / "train" / "out")
+    assert run(boxes / "data.yaml", boxes / "out").counts
+
+
+def test_an_out_that_cannot_be_ends_with_one_line(classes, tmp_path):
+    (tmp_path / "file").touch()
+    for out, why in ((tmp_path / "file" / "out", "Not a directory"), (tmp_path / ("x" * 300), "File name too long")):
+        with pytest.raises(UserError, match=rf"out: .* cannot be written to \({why}\)"):
+            run(classes, out)
+
+
+def test_a_loop_of_links_is_no_data(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match=r"data: there is no .*loop"):
+        run(tmp_path / "loop", tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"data": None}, {"parts": [1]}, {"parts": {"train": "x"}}])
+def test_a_reference_of_wrong_types_ends_with_one_line(classes, tmp_path, change):
+    run(classes, tmp_path / "out")
+    known = json.loads((tmp_path / "out" / "split.json").read_text())
+    (tmp_path / "out" / "split.json").write_text(json.dumps({**known, **change}))
+    with pytest.raises(UserError, match=r"split.json (is no reference|refers to other data: unknown 'None')"):
+        open_data(tmp_path / "out")

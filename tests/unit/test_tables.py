@@ -162,7 +162,7 @@ def test_other_spellings_of_a_path_are_one_image(write, tmp_path):
     path.write_text(f"image,label\n./a/../a//1.png,x\n{tmp_path}/2.png,y\n")
     assert by_path(open_table(path, DEFAULT)) == {"a/1.png": 0, "2.png": 1}
     path.write_text("image,label\na/1.png,x\n./a/1.png,x\n")
-    assert message(path) == "data: the image a/1.png is listed twice (allowed: once)"
+    assert message(path) == "data: data.csv:3: the image a/1.png is listed twice, also in data.csv:2 (allowed: once)"
 
 
 def test_missing_and_broken_files_are_bad(write, save_image, tmp_path):
@@ -231,3 +231,19 @@ def test_a_parquet_file_that_holds_images_says_what_opens_it(tmp_path):
     assert f"hf:{tmp_path} opens files that hold images" in message(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and nothing else")
     assert message(tmp_path / "t.parquet").startswith("data: t.parquet is not a Parquet file")
+
+
+def test_a_table_without_rows(write):
+    assert message(write(["image", "label"])) == "data: data.csv has no rows (allowed: one for each image)"
+
+
+def test_the_line_that_is_not_utf8_is_named(write):
+    path = write(["image", "label"], ["1.png", "x"])
+    path.write_bytes(path.read_bytes() + b"2.png,\xe9\n")
+    assert message(path) == "data: data.csv:3: not UTF-8 (allowed: CSV in UTF-8)"
+
+
+def test_a_path_with_a_null_byte_is_refused(write):
+    path = write(["image", "label"], ["1.png", "x"])
+    path.write_bytes(path.read_bytes() + b"a\0/2.png,y\n")
+    assert message(path).startswith("data: data.csv:3: the image a\\x00/2.png lies outside")

@@ -218,3 +218,28 @@ def test_odd_names_are_read(make):
     data = open_yolo(make(dict.fromkeys(names, "0 .5 .5 .5 .5\n0 .5 .5 .5")), LOOSE)
     assert sorted(data.paths.to_pylist()) == sorted(names)
     assert "labels/new\\nline.txt:2" in [bad.path for bad in data.bad]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: 2024-99-99\nnames: [a]", r"data.yaml cannot be read as YAML: month must be in 1..12"),
+        ("train: " + "[" * 3000 + "]" * 3000, r"data.yaml cannot be read as YAML: maximum recursion depth"),
+        ('train: "a\\0b"\nnames: [a]', r"data.yaml: train: the path a\\x00b leads out"),
+        ("train: images\nnames: [a, ~]", r"data.yaml: names: None \(allowed: text and numbers"),
+        ("train: images\nnames: [yes, no]", r"data.yaml: names: True \(allowed: text and numbers"),
+        ("train: images\nnc: 3\nnames: [a, b]", r"data.yaml: nc: 3, but names: has 2"),
+    ],
+)
+def test_other_mistakes_of_the_description(make, text, message):
+    root = make({"images/a.png": "0 0.5 0.5 0.2 0.2\n"})
+    (root / "data.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_yolo(root, STRICT)
+
+
+def test_a_folder_that_is_a_link_out_of_the_data_is_refused(make, tmp_path_factory):
+    root = make({"images/a.png": "0 0.5 0.5 0.2 0.2\n"}, train="images", val="link")
+    (root / "link").symlink_to(tmp_path_factory.mktemp("outside"))
+    with pytest.raises(UserError, match=r"data.yaml: val: link is a link that leads out"):
+        open_yolo(root, STRICT)

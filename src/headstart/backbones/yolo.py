@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 from headstart.backbones import stems
@@ -196,12 +197,15 @@ def library(module: str) -> Any:
         UserError: Ultralytics is not installed.
     """
     os.environ.update(QUIET)
+    opened, saved = Image.open, torch.save  # which Ultralytics replaces for the whole process
     try:
         return import_module(f"ultralytics.{module}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("ultralytics", "cv2"):
             raise
         raise UserError("model: Ultralytics is not installed: pip install 'headstart[yolo]' (AGPL-3.0)") from None
+    finally:
+        Image.open, torch.save = opened, saved
 
 
 _MODELS = {

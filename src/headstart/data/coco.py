@@ -1,7 +1,6 @@
 """COCO data sets: one JSON file of images, annotations and categories."""
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from headstart.data.scan import printable, scan
 from headstart.errors import UserError
 
 _NEEDED = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+_LARGEST = 1e9  # pixels, far from any image; whole numbers of JSON may be too large for a float
 _LOOKED_FOR = 100  # files, to find out which folder has the images
 
 Entry = dict[str, Any]
@@ -44,6 +44,9 @@ def open_coco(path: Path, options: Options) -> DataSet:
     classes = tuple(str(category["name"]) for category in categories)
     if len(set(classes)) < len(classes):
         raise UserError(f"data: {path}: two categories have one name (allowed: a name for each)")
+    odd = [name for name in classes if not _is_unicode(name)]
+    if odd:
+        raise UserError(f"data: {path}: the category {printable(odd[0])} is no text (allowed: Unicode)")
     found = scan(root, listed)
     annotations, bad, crowds = _by_image(path, known, {category["id"]: n for n, category in enumerate(categories)})
     sizes = zip(*(found.columns[side].to_pylist() for side in ("height", "width")), strict=True)
@@ -64,7 +67,7 @@ def open_coco(path: Path, options: Options) -> DataSet:
 def _read(path: Path) -> dict[str, list[Entry]]:
     try:
         known = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"data: {path} cannot be read as JSON: {error}") from None
     for field, keys in _NEEDED.items():
         entries = known.get(field) if isinstance(known, dict) else None
@@ -106,12 +109,13 @@ def _by_image(
     boxes: list[list[Box]] = [[] for _ in places]
     bad, crowds = list[BadImage](), 0
     for number, annotation in enumerate(known["annotations"]):
-        where = f"{path.name}: annotation {annotation.get('id', f'[{number}]')}"
+        where = f"{path.name}: annotation {printable(str(annotation.get('id', f'[{number}]')))}"
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in places:
-            bad.append(BadImage(where, f"of image {image}, which is not among the images"))
+            bad.append(BadImage(where, f"of image {printable(str(image))}, which is not among the images"))
         elif category not in classes:
-            bad.append(BadImage(where, f"of category {category} (allowed: {_few(list(classes))})"))
+            allowed = _few(list(classes)) or "the categories, of which the file has none"
+            bad.append(BadImage(where, f"of category {printable(str(category))} (allowed: {allowed})"))
         elif annotation.get("iscrowd"):
             crowds += 1
         elif not _is_box(annotation.get("bbox")):
@@ -123,7 +127,13 @@ def _by_image(
 
 
 def _is_box(box: object) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(n, int | float) and math.isfinite(n) for n in box)
+    sides = box if isinstance(box, list) else []
+    return len(sides) == 4 and all(isinstance(side, int | float) and abs(side) < _LARGEST for side in sides)
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text is without halves of surrogate pairs, which JSON can hold but UTF-8 cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _few(numbers: list[int]) -> str:
@@ -132,7 +142,8 @@ def _few(numbers: list[int]) -> str:
 
 def _reading(file: str, image: Entry, size: tuple[int, int], boxes: list[Box]) -> Reading | BadImage:
     height, width = size
-    written = (image.get("height") or height, image.get("width") or width)
+    said = zip((image.get("height"), image.get("width")), size, strict=True)  # some files have 0 or a text there
+    written = tuple(side if isinstance(side, int | float) and side else found for side, found in said)
     if written != size:
         return BadImage(
             f"{file}: image {image['id']}",

@@ -80,7 +80,7 @@ def inspect(file: Path | BytesIO) -> Header:
     """
     try:
         if isinstance(file, Path):
-            with file.open("rb") as opened:
+            with open(file, "rb", opener=_open) as opened:
                 return _inspect(opened)
         return _inspect(file)
     except Exception as error:  # readers let nearly every kind of exception out on damaged files
@@ -172,11 +172,16 @@ def check_size(shape: Iterable[int], height: int, width: int) -> None:
         raise DecodeError(f"{found[0]}x{found[1]} pixels, but {height}x{width} when the folder was read")
 
 
+def _open(path: str, flags: int) -> int:
+    """Open a file without waiting, as a pipe that is called .jpg would make one wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _inspect(file: BinaryIO) -> Header:
     start = file.read(_EDGE)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _EDGE))
-    end = file.read()
+    end = file.read(_EDGE)  # no more of what has no end, such as a link to a device
     crc = zlib.crc32(end, zlib.crc32(start))
     if deep.is_tiff(start) and not _pillow_reads(file):
         height, width, channels, dtype = deep.tiff_header(file, size, LARGEST)
@@ -198,7 +203,9 @@ def _pillow_reads(file: BinaryIO) -> bool:
         with Image.open(file, formats=("TIFF",)) as image:
             assert isinstance(image, TiffImageFile)
             return deep.is_plain_tiff(image.mode, image.tag_v2)
-    except UnidentifiedImageError:
+    except (UnidentifiedImageError, ImportError) as error:
+        if not _is_unidentified(error):
+            raise
         return False
 
 
@@ -244,13 +251,21 @@ def _ends_well(image: Image.Image, start: bytes, end: bytes, size: int) -> bool:
     return 0 < max(ends, default=0) <= size
 
 
+def _is_unidentified(error: Exception) -> bool:
+    """Say whether Pillow does not know the file, even where Ultralytics has replaced Pillow's ``open`` by its own.
+
+    That one then looks for a further library and fails where it is not there.
+    """
+    return isinstance(error, UnidentifiedImageError) or isinstance(error.__context__, UnidentifiedImageError)
+
+
 def _reason(error: Exception, file: Path | BytesIO) -> DecodeError:
     """Return why a file cannot be used, in one line."""
     if isinstance(error, DecodeError):
         return error
     if isinstance(error, FileNotFoundError):
         return DecodeError("the file is gone")
-    if isinstance(error, UnidentifiedImageError):
+    if _is_unidentified(error):
         size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
         return DecodeError("not an image" if size else "an empty file")
     if isinstance(error, Image.DecompressionBombError):

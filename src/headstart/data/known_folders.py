@@ -1,5 +1,6 @@
 """Known data sets that are folders of image files in a layout of their own."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,12 +86,16 @@ def fetched(name: str, folder: str, kind: str, **arguments: object) -> Path:
     """
     from torchvision import datasets  # here, because the other forms of data do without it
 
-    if not (cache_folder() / folder).is_dir():
+    place = cache_folder() / folder
+    if not place.is_dir():
         try:
             getattr(datasets, kind)(cache_folder(), download=True, **arguments)
-        except (OSError, RuntimeError) as error:
-            raise absent(name, folder, error) from error
-    return cache_folder() / folder
+        except BaseException as error:
+            shutil.rmtree(place, ignore_errors=True)  # or half of it would count as the data set next time
+            if isinstance(error, OSError | RuntimeError):
+                raise absent(name, folder, error) from error
+            raise
+    return place
 
 
 def absent(name: str, folder: str, error: Exception | None = None) -> UserError:

@@ -107,7 +107,7 @@ def open_split(folder: Path, options: Options, open_data: Callable[[str, Options
     try:
         source = open_data(reference.data, replace(then, channels=channels, pixel_range=pixel_range))
     except UserError as error:
-        raise UserError(f"data: {folder / SPLIT} refers to other data: {error}") from None
+        raise UserError(f"data: {folder / SPLIT} refers to other data: {str(error).removeprefix('data: ')}") from None
     if source.fingerprint != reference.fingerprint:
         raise UserError(
             f"data: {reference.data} has changed since it was split into {folder}; split it again"
@@ -176,7 +176,9 @@ def _read_reference(path: Path) -> Reference:
             classes = {str(name): tuple(parts) for name, parts in classes.items()}
         if pixel_range not in ("auto", None):
             pixel_range = tuple((float(low), float(high)) for low, high in pixel_range)
-        return Reference(**stored, options=Options(**options, classes=classes, pixel_range=pixel_range))
+        data, parts = str(stored.pop("data")), {str(part): float(size) for part, size in stored.pop("parts").items()}
+        then = Options(**options, classes=classes, pixel_range=pixel_range)
+        return Reference(data=data, parts=parts, options=then, **stored)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
             raise

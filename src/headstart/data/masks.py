@@ -159,11 +159,16 @@ def mask_stem(image: str) -> str:
 
 def _bases(folder: Path) -> dict[str, int]:
     """Return the folders, relative and each with its split, that have both images and masks."""
-    return {
+    found = {
         name: split
         for name, split in {"": NO_SPLIT, **SPLIT_FOLDERS}.items()
         if (folder / name / IMAGES).is_dir() and (folder / name / MASKS).is_dir()
     }
+    below = (folder / name / kind for name in found for kind in (IMAGES, MASKS))
+    for place in below:
+        if place.is_symlink():
+            raise UserError(f"data: {place} is a link, which is not followed (allowed: a folder)")
+    return found
 
 
 def _images(folder: Path) -> Iterator[tuple[str, int]]:

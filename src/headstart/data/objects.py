@@ -1,8 +1,10 @@
 """Labelled boxes: what annotation files say, checked against the images, as the table of a data set."""
 
 import math
+import os
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,16 +151,16 @@ def inside(root: Path, path: str, where: str) -> str:
         UserError: it leads out of the data folder.
     """
     tidy = within(root, path)
-    if tidy in (None, ".") or not _is_below(root, os.path.dirname(tidy)):  # noqa: PTH120  a million paths, few folders
+    if tidy in (None, ".") or not is_below(root, os.path.dirname(tidy)):  # noqa: PTH120
         raise UserError(
             f"data: {where}: the path {printable(path)} leads out of the data folder (allowed: files inside of {root})"
         )
     return str(tidy)
 
 
-@lru_cache(maxsize=1024)
-def _is_below(root: Path, folder: str) -> bool:
-    """Return whether a folder is in the data folder where links in its path are followed."""
+@lru_cache(maxsize=1024)  # a million paths have few folders
+def is_below(root: Path, folder: str) -> bool:
+    """Return whether a path, relative to the data folder, stays in it where links are followed."""
     return Path(os.path.realpath(root / folder)).is_relative_to(os.path.realpath(root))
 
 

@@ -134,7 +134,10 @@ def _numbered(root: Path, names: pa.ChunkedArray) -> Numbered:
     listed = root / CLASSES
     if not listed.is_file():
         return numbered(names)
-    classes = listed.read_text(encoding="utf-8").splitlines()
+    try:
+        classes = listed.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"data: {listed} is not a text file (allowed: a class name in each line)") from None
     places = {name: number for number, name in enumerate(classes)}
     places |= {str(number): number for number in range(len(classes))}
     labels, found = numbered(names)

@@ -1,5 +1,6 @@
 """From the one string that names the data to a data set."""
 
+import os
 from pathlib import Path
 
 from headstart.data.cache import Opener, cached
@@ -13,6 +14,7 @@ from headstart.data.known import KNOWN_DATA
 from headstart.data.manifests import SPLIT, open_split
 from headstart.data.masks import is_masks, open_masks
 from headstart.data.options import DEFAULT, Options
+from headstart.data.scan import printable
 from headstart.data.shards import open_shards
 from headstart.data.tables import open_table
 from headstart.data.voc import is_voc, open_voc
@@ -22,6 +24,7 @@ from headstart.errors import UserError, unknown
 HUGGING_FACE, SHARDS = "hf:", "wds:"
 MANIFESTS = ("manifest.csv", "manifest.parquet")
 YOLO = "data.yaml"
+_FORMS = "a folder of images, a file of annotations or a table, hf:NAME, wds:SHARDS"
 FILES: dict[str, Opener] = {
     ".yaml": open_yolo,
     ".yml": open_yolo,
@@ -47,11 +50,17 @@ def open_data(data: str | Path, options: Options = DEFAULT) -> DataSet:
     Raises:
         UserError: there is no such data, it has no images, too many are broken, or they are of several kinds.
     """
-    found = _opened(str(data), options)
+    try:
+        found = _opened(str(data), options)
+    except OSError as error:
+        place = printable(str(error.filename or data))
+        raise UserError(f"data: {place} cannot be read ({error.strerror or error})") from error
     return select_classes(found, options.classes) if options.classes else found
 
 
 def _opened(name: str, options: Options) -> DataSet:
+    if name in ("", HUGGING_FACE, SHARDS):
+        raise UserError(f"data: '{name}' names nothing (allowed: a folder such as '.', a file, hf:NAME, wds:SHARDS)")
     if name in KNOWN_DATA:
         known = KNOWN_DATA[name](options)
         return known if known.images is None else in_asked_channels(known, options.channels)
@@ -59,18 +68,20 @@ def _opened(name: str, options: Options) -> DataSet:
         return open_hugging_face(name.removeprefix(HUGGING_FACE), options)
     if name.startswith(SHARDS):
         return open_shards(name.removeprefix(SHARDS), options)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  a Path would raise an error for ~nobody
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"data: the name {printable(name)} is not UTF-8 (allowed: a path that is)") from None
     if path.is_file():
         if path.suffix.lower() not in FILES:
             raise UserError(f"data: {name} is a file (allowed: {', '.join(FILES)}, a folder of images)")
         return cached(FILES[path.suffix.lower()], path, options)
     if path.is_dir():
         return _open_folder(path, options)
-    raise unknown(
-        "data",
-        name,
-        [f"a folder of images (there is none at {path.absolute()})", *KNOWN_DATA, "hf:NAME", "wds:SHARDS"],
-    )
+    if os.sep in name:
+        raise UserError(f"data: there is no {printable(name)} (allowed: {_FORMS}, {', '.join(KNOWN_DATA)})")
+    raise unknown("data", printable(name), [*KNOWN_DATA, _FORMS])
 
 
 def _open_folder(folder: Path, options: Options) -> DataSet:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from headstart.data.images import THREADS
 from headstart.data.index import NO_LABEL, NO_SPLIT, SPLITS, UNLABELLED, DataSet
+from headstart.data.scan import printable
 from headstart.data.yolo import label_file
 from headstart.errors import UserError
 from headstart.runs import write_text
@@ -84,7 +85,7 @@ def _check_labelled(data: DataSet) -> None:
     shown = data.splits != UNLABELLED
     without = shown & (data.labels == NO_LABEL)
     if without.any() and (shown & (data.labels != NO_LABEL)).any():
-        path = data.paths[int(without.nonzero()[0])].as_py()
+        path = printable(data.paths[int(without.nonzero()[0])].as_py())
         raise UserError(
             f"by: {int(without.sum())} images among labelled ones have no label, such as {path}, which class folders"
             " cannot tell (allowed: manifest)"
@@ -107,8 +108,11 @@ def _put(data: DataSet, row: int, target: Path, link: bool) -> None:
 def _put_file(source: Path, target: Path, link: bool) -> None:
     if link:
         target.symlink_to(source.resolve())
-    else:
+        return
+    try:
         shutil.copyfile(source, target)
+    except FileNotFoundError as error:
+        raise UserError(f"data: {printable(str(source))} is gone since the data were opened") from error
 
 
 def _write_labels(data: DataSet, folder: Path, places: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ import yaml
 
 from headstart.data.folders import Listing
 from headstart.data.index import SPLITS, TEST, TRAIN, VAL, BadImage, DataSet
-from headstart.data.objects import Box, Reading, inside, with_objects
+from headstart.data.objects import Box, Reading, inside, is_below, with_objects
 from headstart.data.options import Options
-from headstart.data.scan import printable, scan
+from headstart.data.scan import printable, scan, within
 from headstart.errors import UserError
 
 _SLACK = 0.01  # by which a share may lie outside of 0..1; boxes are checked in pixels, too
@@ -36,7 +36,7 @@ def open_yolo(path: Path, options: Options) -> DataSet:
     file = path / "data.yaml" if path.is_dir() else path
     known = _read(file)
     root = _root(file, known.get("path"), anywhere=not path.is_dir())
-    classes = _classes(file, known.get("names"))
+    classes = _classes(file, known.get("names"), known.get("nc"))
     listed, ignored = _images(root, file, known)
     images = list(listed)
     found = scan(root, images)
@@ -72,7 +72,7 @@ def label_file(image: str) -> str:
 def _read(file: Path) -> dict[str, Any]:
     try:
         known = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError of a date, say
         raise UserError(f"data: {file} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(known, dict) or not any(known.get(split) for split in ("train", "val", "test")):
         raise UserError(f"data: {file} describes no YOLO data (allowed: train, val or test, and names)")
@@ -92,13 +92,18 @@ def _root(file: Path, path: object, *, anywhere: bool) -> Path:
     return root
 
 
-def _classes(file: Path, names: object) -> tuple[str, ...]:
+def _classes(file: Path, names: object, count: object) -> tuple[str, ...]:
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
             raise UserError(f"data: {file}: names: the numbers {sorted(map(str, names))} (allowed: 0, 1, 2, …)")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"data: {file}: names: is needed (allowed: a list of class names, or number: name lines)")
+    odd = [name for name in names if isinstance(name, bool) or not isinstance(name, str | int | float)]
+    if odd:
+        raise UserError(f"data: {file}: names: {odd[0]} (allowed: text and numbers; 'yes' and 'no' in quotes)")
+    if isinstance(count, int) and count != len(names):
+        raise UserError(f"data: {file}: nc: {count}, but names: has {len(names)} (allowed: as many as there are names)")
     classes = tuple(str(name) for name in names)
     twice = [name for position, name in enumerate(classes) if name in classes[:position]]
     if twice:
@@ -136,7 +141,12 @@ class _Entry:
         self.root, self.where, self.ignored = root, where, 0
         if entry.startswith("../") and (root / entry[3:]).exists():  # as Roboflow writes what lies beside the file
             entry = entry[3:]
-        self.entry = root / ("" if (root / entry).resolve() == root.resolve() else inside(root, entry, where))
+        self.entry = root / ("" if within(root, entry) == "." else inside(root, entry, where))
+        if not is_below(root, str(self.entry.relative_to(root))):
+            raise UserError(
+                f"data: {where}: {printable(entry)} is a link that leads out of the data folder"
+                f" (allowed: folders inside of {root})"
+            )
 
     def __iter__(self) -> Iterator[str]:
         if self.entry.is_file() and self.entry.suffix == ".txt":

@@ -19,6 +19,7 @@ from headstart.errors import UserError
 from headstart.progress import Track
 from headstart.settings import signature
 from headstart.verbs import counting_figures, parameters, start
+from headstart.verbs.prepared import check_apart
 from headstart.verbs.result import table
 
 LIMITS = {"small": 32, "medium": 96}  # sides in pixels of the squares that such boxes are smaller than, as in COCO
@@ -85,12 +86,16 @@ def count(
     if folder is not None:
         _check_out(folder, overwrite=overwrite)
     opened = start.opened(settings)
-    if folder is not None and opened.root is not None:
-        start.check_outside(folder, str(opened.root))
+    if folder is not None:
+        start.check_outside(folder, settings.data)
+        check_apart(folder, opened)
     counted = tally(opened, quiet=quiet)
     if folder is not None:
-        counting_figures.draw(folder / FIGURE, counted, box_sides(opened), LIMITS)
-        runs.write_text(folder / JSON, json.dumps(asdict(counted), indent=1))
+        try:
+            counting_figures.draw(folder / FIGURE, counted, box_sides(opened), LIMITS)
+            runs.write_text(folder / JSON, json.dumps(asdict(counted), indent=1))
+        except OSError as error:
+            raise UserError(f"out: {folder} cannot be written to ({error.strerror})") from None
     return counted
 
 
@@ -162,9 +167,12 @@ def describe(counted: Counted) -> str:
 
 
 def _check_out(folder: Path, *, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"out: {folder} is a file, not a folder")
-    found = [name for name in (JSON, FIGURE) if (folder / name).exists()]
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"out: {folder} is a file, not a folder")
+        found = [name for name in (JSON, FIGURE) if (folder / name).exists()]
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be a folder ({error.strerror})") from None
     if found and not overwrite:
         raise UserError(f"out: {folder} has a {found[0]} (allowed: another folder, or --overwrite)")
 

@@ -1,5 +1,6 @@
 """The picture of what there is in a data set."""
 
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -42,7 +43,9 @@ def draw(path: Path, counted: "Counted", sides: np.ndarray, limits: Mapping[str,
     elif not panels:
         _bars(rooms[-1], "images", {"(no classes)": counted.totals}, list(counted.totals))
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of scripts that no font here has
+        figure.savefig(content, format="png", dpi=120)
     replace(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 

@@ -24,7 +24,7 @@ from headstart.randomness import mix
 from headstart.runs import write_text
 from headstart.settings import signature
 from headstart.verbs import parameters, start
-from headstart.verbs.prepared import file_names, prepared
+from headstart.verbs.prepared import check_apart, file_names, prepared
 from headstart.verbs.result import table
 
 BACKGROUND = "background"  # the class of the crops without an object
@@ -112,6 +112,7 @@ def crop(
     facts = {"settings": settings.model_dump(mode="json")}
     with prepared(folder, "crop", settings.data, facts, overwrite=overwrite) as building:
         whole = start.opened(settings.updated(classes=None))
+        check_apart(folder, whole)
         chosen = select_classes(whole, settings.classes) if settings.classes else whole
         _check_data(settings, chosen)
         around = _around_objects(settings, chosen)

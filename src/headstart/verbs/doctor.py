@@ -26,6 +26,7 @@ from headstart.verbs.doctoring.finding import SEVERITIES, Finding
 from headstart.verbs.doctoring.pictures import contact_sheet
 from headstart.verbs.doctoring.speed import Speed, measure, sample
 from headstart.verbs.doctoring.twins import divided_groups, twins
+from headstart.verbs.prepared import check_apart
 from headstart.verbs.pretraining import Pretraining
 
 _DAYS, _FULL = 3, 0.9  # of a pretraining, and the share of the memory, above which one should look
@@ -63,6 +64,8 @@ def doctor(
         start.check_outside(folder, settings.data)
         runs.check_out(folder, "doctor", resume=False, overwrite=overwrite)
     opened = start.opened(settings.updated(max_bad=1.0))  # what is broken is found, not refused
+    if folder is not None:
+        check_apart(folder, opened)
     facts = {"verb": "doctor", "data": opened.fingerprint}
     run = runs.create(folder, settings, facts, resume=False, overwrite=overwrite) if folder else None
     try:

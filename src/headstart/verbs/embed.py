@@ -66,7 +66,7 @@ def embed(
     """Write the features of images with their file names, labels and splits, as Parquet, CSV or npz.
 
     Columns: ``image`` (path within the data), ``label`` (the class's name), ``split`` (the data's own), and
-    ``features``, float32: in Parquet lists of one length, in npz an array ``[n d]``, in CSV columns ``f0000`` and so on.
+    ``features``, float32: lists of one length in Parquet, an array ``[n d]`` in npz, columns ``f0000``, … in CSV.
     A missing label or split is empty. Rows are in the order of the paths. Memory does not grow with the data.
 
     Args:
@@ -148,7 +148,7 @@ def rows_of(data: DataSet, splits: tuple[str, ...]) -> Tensor:
         return torch.arange(data.count)
     rows = torch.isin(data.splits, torch.tensor([SPLITS.index(name) for name in splits])).nonzero().squeeze(1)
     if not len(rows):
-        found = [SPLITS[code] for code in data.splits.unique().tolist() if code >= 0]
+        found = [name for code, name in enumerate(SPLITS) if bool((data.splits == code).any())]
         raise UserError(f"splits: no image is in {', '.join(splits)} (allowed here: {', '.join([*found, 'none'])})")
     return rows
 

@@ -1,7 +1,7 @@
 """Files of features, written block by block: Parquet, CSV and npz."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -26,6 +26,11 @@ class Block(NamedTuple):
     labels: list[str | None]
     splits: list[str | None]
     features: np.ndarray
+
+    @property
+    def texts(self) -> tuple[Sequence[str | None], ...]:
+        """The columns of texts, in their order."""
+        return self.images, self.labels, self.splits
 
 
 class Columns(NamedTuple):
@@ -56,7 +61,8 @@ def write_parquet(path: Path, columns: Columns, blocks: Iterable[Block]) -> None
     with parquet.ParquetWriter(path, schema, use_dictionary=["label", "split"]) as writer:
         for tables in _grouped(blocks, max(1, _GROUP // columns.dim)):
             arrays = [
-                pa.concat_arrays([pa.array(block[place], pa.string()) for block in tables]) for place in range(3)
+                pa.concat_arrays([pa.array(texts, pa.string()) for texts in column])
+                for column in zip(*(block.texts for block in tables), strict=True)
             ]
             features = pa.array(np.concatenate([block.features for block in tables]).ravel())
             lists = pa.FixedSizeListArray.from_arrays(features, type=kind)
@@ -69,7 +75,7 @@ def write_csv(path: Path, columns: Columns, blocks: Iterable[Block]) -> None:
     schema = pa.schema([*_texts(), *features])
     with csv.CSVWriter(path, schema) as writer:
         for block in blocks:
-            texts = [pa.array(values, pa.string()) for values in block[:3]]
+            texts = [pa.array(values, pa.string()) for values in block.texts]
             numbers = [pa.array(np.ascontiguousarray(column)) for column in block.features.T]
             writer.write_batch(pa.RecordBatch.from_arrays([*texts, *numbers], schema=schema))
 
@@ -85,9 +91,9 @@ def write_npz(path: Path, columns: Columns, blocks: Iterable[Block]) -> None:
     with ExitStack() as stack:
         files = {name: stack.enter_context(TemporaryFile(dir=path.parent)) for name in kinds}
         for block in blocks:
-            for values, (name, kind) in zip(block, kinds.items(), strict=True):
-                filled = values if isinstance(values, np.ndarray) else [text or "" for text in values]
-                files[name].write(np.asarray(filled, kind).tobytes())
+            for name, texts in zip(columns.widths, block.texts, strict=True):
+                files[name].write(np.array([text or "" for text in texts], kinds[name]).tobytes())
+            files["features"].write(np.asarray(block.features, kinds["features"]).tobytes())
             count += len(block.images)
         with ZipFile(path, "w") as archive:
             for name, kind in kinds.items():

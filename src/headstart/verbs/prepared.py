@@ -1,5 +1,6 @@
 """A folder of prepared data: built under another name beside its place, renamed when it is whole."""
 
+import errno
 import json
 import os
 import re
@@ -9,11 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
+from headstart.data.index import DataSet
 from headstart.errors import UserError
 from headstart.runs import write_text
 from headstart.verbs import start
 
 MARK = "prepared.json"  # how the folder was made, and what was written into it
+_LONGEST = 200  # bytes of a name; file systems allow 255, and numbers and endings are added
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextmanager
@@ -34,13 +40,13 @@ def prepared(out: Path, verb: str, data: str, facts: Mapping[str, Any], *, overw
         UserError: something else is there, or the folder cannot be made.
     """
     start.check_outside(out, data)
-    _check_free(out, verb, overwrite)
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     building = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
+        _check_free(out, verb, overwrite)
         building.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"out: {out} cannot be written to ({error.strerror})") from None
+        raise _unwritable(out, error) from None
     try:
         yield building
         files = sorted(_files(building))
@@ -51,8 +57,22 @@ def prepared(out: Path, verb: str, data: str, facts: Mapping[str, Any], *, overw
             out.rename(old)
         building.rename(out)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _unwritable(out, error) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def check_apart(out: Path, data: DataSet) -> None:
+    """Raise a UserError when a folder is to lie among the images, where what is in it would be taken for some."""
+    place = Path(os.path.realpath(out))
+    if data.root is None or not place.is_relative_to(os.path.realpath(data.root)):
+        return
+    for folder in pc.unique(pc.replace_substring_regex(data.paths, "/?[^/]*$", "")).to_pylist():
+        if place.is_relative_to(os.path.realpath(data.root / folder)):
+            raise UserError(f"out: {out} lies among the images of {data.name} (allowed: a folder outside of them)")
 
 
 def file_names(names: Sequence[str]) -> list[str]:
@@ -64,13 +84,17 @@ def file_names(names: Sequence[str]) -> list[str]:
     found: dict[str, str] = {}
     for name in names:
         base = re.sub(r'[/\\\0-\x1f:*?"<>|]', "_", name)
-        base = re.sub(r"^(\.|$)", "_", base)
+        base = re.sub(r"^(\.|$)", "_", base).encode()[:_LONGEST].decode(errors="ignore")
         number, chosen = 1, base
         while chosen.lower() in found:
             number += 1
             chosen = f"{base}_{number}"
         found[chosen.lower()] = chosen
     return list(found.values())
+
+
+def _unwritable(out: Path, error: OSError) -> UserError:
+    return UserError(f"out: {out} cannot be written to ({error.strerror})")
 
 
 def _check_free(out: Path, verb: str, overwrite: bool) -> None:

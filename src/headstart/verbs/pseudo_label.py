@@ -20,7 +20,7 @@ from headstart.config import PseudoLabel
 from headstart.data.images import THREADS, DecodeError, decode
 from headstart.data.index import OBJECTS, TRAIN, UNLABELLED, BadImage, DataSet
 from headstart.data.options import Options
-from headstart.data.scan import check_bad, printable
+from headstart.data.scan import check_bad, first, printable
 from headstart.data.sources import open_data
 from headstart.data.splits import limited
 from headstart.data.trees import write_tree
@@ -28,7 +28,7 @@ from headstart.errors import UserError, unknown
 from headstart.progress import Track, say
 from headstart.settings import signature
 from headstart.verbs import parameters, start
-from headstart.verbs.prepared import prepared
+from headstart.verbs.prepared import check_apart, prepared
 from headstart.verbs.result import table
 
 DESCRIPTION, SCORES = "data.yaml", "scores.csv"
@@ -57,9 +57,10 @@ class PseudoLabelResult:
 
     def __str__(self) -> str:
         """Return the table of the classes that were found."""
-        lines = [[name, f"{count:,}"] for name, count in self.objects.items() if count]
+        lines = [[printable(name), f"{count:,}"] for name, count in self.objects.items() if count]
         found = table(["class", "objects"], [*lines, ["all", f"{sum(self.objects.values()):,}"]])
-        left_out = "".join(f"\nleft out {bad.path}: {bad.reason}" for bad in self.bad)
+        listed = [f"{bad.path} ({bad.reason})" for bad in self.bad]
+        left_out = f"\n{len(listed):,} left out: {first(listed)}" if listed else ""
         seen = f"{self.images:,} images, {self.empty:,} of them without an object"
         return f"{found}{left_out}\n{seen}; labels in {self.out / DESCRIPTION}, confidences in {self.out / SCORES}"
 
@@ -96,6 +97,7 @@ def pseudo_label(
         detector = _detector(settings)
         kept = selected(detector.names, settings.classes)
         data = _opened(settings)
+        check_apart(folder, data)
         if not quiet:
             say(f"{data.name}: {data.count:,} images, {data.layout}; {len(set(kept.values()))} classes")
         found, bad = _detect(data, detector, settings.batch_size, quiet=quiet)

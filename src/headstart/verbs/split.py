@@ -11,7 +11,7 @@ from torch import Tensor
 from headstart.config import Split
 from headstart.data.groups import groups_of
 from headstart.data.index import NO_SPLIT, SPLITS, DataSet
-from headstart.data.manifests import Reference, parted, with_groups, write_split
+from headstart.data.manifests import MANIFEST, SPLIT, Reference, parted, with_groups, write_split
 from headstart.data.options import Options
 from headstart.data.parts import divide, rarest
 from headstart.data.scan import first, printable
@@ -21,7 +21,7 @@ from headstart.errors import UserError
 from headstart.progress import Track
 from headstart.settings import signature
 from headstart.verbs import parameters, start
-from headstart.verbs.prepared import file_names, prepared
+from headstart.verbs.prepared import MARK, check_apart, file_names, prepared
 from headstart.verbs.result import table
 
 _SHOWN = 30  # classes in the table
@@ -84,6 +84,7 @@ def split(
     facts = {"settings": settings.model_dump(mode="json")}
     with prepared(folder, "split", settings.data, facts, overwrite=overwrite) as building:
         origin = start.opened(settings.updated(limit=None))
+        check_apart(folder, origin)
         source = limited(origin, settings.limit)
         names = tuple(settings.parts)
         named = not set(names) <= set(SPLITS)
@@ -111,9 +112,10 @@ split.__signature__ = signature(Split, before=parameters.PREPARATION)  # type: i
 
 
 def _check(settings: Split) -> Split:
-    for name in settings.parts:
-        if file_names([name]) != [name] or name.startswith("."):
-            raise UserError(f"parts: '{name}' cannot be the name of a folder (allowed: names such as train, ssl)")
+    for name, folder in zip(settings.parts, file_names([*settings.parts]), strict=True):
+        if name != folder or name in (SPLIT, MANIFEST, MARK):
+            shown = printable(name)
+            raise UserError(f"parts: '{shown}' cannot be the name of a folder (allowed: names such as train, ssl)")
     total = sum(settings.parts.values())
     if abs(total - 100) > 1e-6:
         raise UserError(f"parts: the sizes add up to {total:g} (allowed: percentages that add up to 100)")

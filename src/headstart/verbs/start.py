@@ -1,5 +1,6 @@
 """How a verb starts and ends: settings from a file and from its arguments, checks, and weights to leave behind."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -82,12 +83,14 @@ def pixels_line(data: DataSet) -> str | None:
 
 def absolute(data: str) -> str:
     """Return DATA such that it means the same from any working folder."""
-    return str(Path(data).resolve()) if data not in KNOWN_DATA and Path(data).exists() else data
+    place = os.path.expanduser(data)  # noqa: PTH111  a Path would raise an error for ~nobody
+    known = data in KNOWN_DATA or not data
+    return os.path.realpath(place) if not known and os.path.exists(place) else data  # noqa: PTH110  nor for long names
 
 
 def check_outside(out: Path, data: str) -> None:
     """Raise a UserError when the run would lie among the images, where its plots would be taken for some."""
-    if data not in KNOWN_DATA and out.resolve().is_relative_to(Path(data).resolve()):
+    if data not in KNOWN_DATA and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise UserError(f"out: {out} lies inside of the data {data} (allowed: a folder outside of it)")
 
 

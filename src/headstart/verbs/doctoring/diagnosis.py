@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headstart.data.scan import printable
 from headstart.verbs.doctoring.advice import Advice
 from headstart.verbs.doctoring.finding import Finding, counted
 from headstart.verbs.doctoring.speed import Speed
@@ -59,7 +60,7 @@ def _headline(data: Mapping[str, Any]) -> str:
     splits = ", ".join(f"{name} {count:,}" for name, count in data["splits"].items())
     decoded = "all" if data["decoded"] == data["images"] else f"a sample of {data['decoded']:,}"
     classes = f", {counted(len(data['classes']), 'class', 'classes')}" if data["classes"] else ""
-    text = f"{data['name']}: {counted(data['images'], 'image')}{classes}; {data['layout']}"
+    text = f"{printable(data['name'])}: {counted(data['images'], 'image')}{classes}; {printable(data['layout'])}"
     return _wrapped(f"{text}{f'; {splits}' if splits else ''}; {decoded} decoded")
 
 

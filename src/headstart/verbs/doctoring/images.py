@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headstart.data.examination import Examined
 from headstart.data.index import DTYPES, BadImage, DataSet
+from headstart.data.scan import percent
 from headstart.verbs.doctoring.finding import Finding, counted, fine, found, names
 
 SMALLEST = 32  # pixels of the shorter side
@@ -25,7 +26,7 @@ def files(data: DataSet, failures: Sequence[BadImage], max_bad: float) -> Findin
     above = len(broken) > max_bad * total
     examples = [f"{file.path} ({file.reason})" for file in broken]
     text = f"{len(broken):,} of {total:,} files cannot be used"
-    remedy = "repair or delete them" + (f"; {max_bad:.3g} of the files is allowed (--max-bad)" if above else "")
+    remedy = "repair or delete them" + (f"; {percent(max_bad)} of the files may be broken (--max-bad)" if above else "")
     return found("broken files", "must fix" if above else "should look", len(broken), text, remedy, examples)
 
 

@@ -38,23 +38,23 @@ def classes(data: DataSet) -> list[Finding]:
         severity: Severity = "must fix" if int(counts.min()) < FEWEST else "should look"
         text = f"{counted(len(few), 'class', 'classes')} with fewer than {BUDGET} training images"
         remedy = f"add images or leave the classes out (--classes); with fewer than {FEWEST} they cannot be split"
-        listed = [f"{data.classes[label]} ({int(counts[label])})" for label in few.tolist()]
+        listed = [f"{printable(data.classes[label])} ({int(counts[label])})" for label in few.tolist()]
         findings.append(found("small classes", severity, len(few), text, remedy, listed))
     return findings
 
 
 def _balance(class_names: Sequence[str], counts: Tensor, unit: str) -> Finding:
-    rarest, commonest = int(counts.argmin()), int(counts.argmax())
+    rarest, commonest = (printable(class_names[int(place)]) for place in (counts.argmin(), counts.argmax()))
     ratio = float(counts.max()) / max(int(counts.min()), 1)
     text = (
-        f"{counted(len(class_names), 'class', 'classes')}; rarest '{class_names[rarest]}' with {int(counts.min()):,} "
-        f"{unit}, commonest '{class_names[commonest]}' with {int(counts.max()):,}, ratio {ratio:.1f}"
+        f"{counted(len(class_names), 'class', 'classes')}; rarest '{rarest}' with {int(counts.min()):,} "
+        f"{unit}, commonest '{commonest}' with {int(counts.max()):,}, ratio {ratio:.1f}"
     )
     if ratio <= UNEVEN:
         return fine("class balance", text)
     remedy = "read the macro-averaged scores beside the accuracy, and try --sampling balanced"
     order = counts.argsort(stable=True).tolist()
-    examples = [f"{class_names[label]} ({int(counts[label]):,})" for label in order]
+    examples = [f"{printable(class_names[label])} ({int(counts[label]):,})" for label in order]
     rare = int((counts * UNEVEN < counts.max()).sum())
     return found("class balance", "should look", rare, text, remedy, examples)
 

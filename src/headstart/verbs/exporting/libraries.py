@@ -1,5 +1,6 @@
 """Files of weights for torchvision, timm and segmentation-models-pytorch, and as plain safetensors."""
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +41,16 @@ def call(name: str, arguments: Mapping[str, Any]) -> str:
     >>> call("resnet18", {"in_chans": 1})
     '"resnet18", in_chans=1'
     """
-    return ", ".join([f'"{name}"', *(f"{key}={value!r}" for key, value in arguments.items())])
+    return ", ".join([quoted(name), *(f"{key}={quoted(value)}" for key, value in arguments.items())])
+
+
+def quoted(value: object) -> str:
+    """Return a value as Python writes it, a text in double quotes.
+
+    >>> quoted("a"), quoted(1.5)
+    ('"a"', '1.5')
+    """
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 # torchvision
@@ -72,7 +82,8 @@ def load_torchvision(source: Source, file: str) -> list[str]:
         "from torchvision.models import get_model",
         f"net = get_model({call(source.name, source.begun.model_args)})",
         *code(torchvision_changes(source)),
-        f'net.load_state_dict(torch.load("{file}", weights_only=True), strict=False)  # only the classifier is new',
+        f"state = torch.load({quoted(file)}, weights_only=True)",
+        "net.load_state_dict(state, strict=False)  # only the classifier is new",
         _behead_code(source),
     ]
 
@@ -125,7 +136,7 @@ def load_timm(source: Source, file: str) -> list[str]:
         "from torch import nn",
         f"net = timm.create_model({call(source.name, {'num_classes': 0, **arguments})})",
         *code(changed),
-        f'timm.models.load_checkpoint(net, "{file}")',
+        f"timm.models.load_checkpoint(net, {quoted(file)})",
     ]
 
 
@@ -178,7 +189,7 @@ def load_smp(source: Source, file: str) -> list[str]:
         *(["from torch import nn"] if changed else []),
         f"net = smp.Unet({call(encoder_name(source), arguments)})",
         *code(changed, "net.encoder"),
-        f'net.encoder.load_state_dict(torch.load("{file}", weights_only=True))',
+        f"net.encoder.load_state_dict(torch.load({quoted(file)}, weights_only=True))",
     ]
 
 
@@ -205,7 +216,9 @@ def _encoder(source: Source) -> tuple[nn.Module, str]:
     if source.library == "torchvision" and (
         not source.name.startswith((*RESIDUAL, "mobilenet_v2")) or source.begun.model_args
     ):
-        raise UserError(f"format: smp has no encoder equal to torchvision/{source.name} (allowed: torchvision, onnx, …)")
+        raise UserError(
+            f"format: smp has no encoder equal to this {source.begun.model} (allowed: torchvision, safetensors, onnx)"
+        )
     try:
         encoder = smp.encoders.get_encoder(name, weights=None, **_encoder_arguments(source))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -236,11 +249,11 @@ def check_safetensors(source: Source, file: Path) -> float:
 def load_safetensors(source: Source, file: str) -> list[str]:
     """Return the lines of Python that load the file."""
     begun = source.begun
-    arguments = {"stem": begun.stem, "image_size": begun.image_size}
+    arguments: dict[str, Any] = {"stem": begun.stem, "image_size": begun.image_size}
     arguments |= {"model_args": begun.model_args} if begun.model_args else {}
     arguments |= {"channels": source.channels} if source.channels != 3 else {}
     return [
         "from headstart.backbones import build, load_weights, read_weights",
         f"net = build({call(begun.model, arguments)})",
-        f'load_weights(net, read_weights("{file}"), "{file}")',
+        f'load_weights(net, read_weights({quoted(file)}), "the file")',
     ]

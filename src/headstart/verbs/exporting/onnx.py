@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from headstart.contracts import Backbone
 from headstart.errors import UserError
+from headstart.verbs.exporting.libraries import quoted
 from headstart.verbs.exporting.source import Source, difference
 
 
@@ -60,7 +61,7 @@ def load_onnx(source: Source, file: str) -> list[str]:
     size = source.begun.image_size
     return [
         "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{file}")',
+        f"session = onnxruntime.InferenceSession({quoted(file)})",
         f"# images: float32 [b, {source.channels}, {size}, {size}], normalised",
         f'{names}{"," if "," not in names else ""} = session.run(None, {{"images": images}})',
     ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headstart import runs
 from headstart.backbones import of_library
-from headstart.backbones.given import Initialised, initialise, run_settings
+from headstart.backbones.given import Initialised, initialise
 from headstart.data.loading import normalisation
 from headstart.errors import UserError
 
@@ -120,7 +120,6 @@ def read_source(run: str) -> Source:
         raise UserError(f"run: {folder} holds a {environment.get('verb')} (allowed: a {' or a '.join(VERBS)})")
     if result is None:
         raise UserError(f"run: {folder} is not finished (it has no {runs.RESULT}; go on with --resume)")
-    run_settings(str(folder))
     channels = config.get("channels", "auto")
     begun = initialise(str(folder), channels=3 if channels == "auto" else int(channels))
     begun.backbone.eval()
@@ -128,10 +127,11 @@ def read_source(run: str) -> Source:
 
 
 def difference(expected: Tensor, found: Tensor) -> float:
-    """Return by how much features differ at most, as a share of the largest of them or of 1, if that is more."""
+    """Return by how much features differ at most, as a share of the largest of them."""
     if expected.shape != found.shape:
         return float("inf")
-    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1))
+    smallest = torch.finfo(expected.dtype).tiny  # untrained networks may give features of any size
+    return float((expected - found).abs().max() / expected.abs().max().clamp(min=smallest))
 
 
 def _head(folder: Path, config: dict[str, Any]) -> nn.Linear | None:

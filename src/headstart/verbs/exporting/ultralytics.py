@@ -1,12 +1,13 @@
 """A checkpoint of Ultralytics: the RUN's backbone in the first layers, and a fresh head.
 
-Ultralytics gives its networks pixels in 0..1 that nobody normalises. So the mean and the deviation that the backbone was
-trained with go into its first layer: the convolution's weights are divided by the deviation, and what the mean adds goes
-into the running mean of the normalisation behind it. What is left is the frame that convolutions put around an image:
-black for Ultralytics, of the mean colour in the RUN.
+Ultralytics gives its networks pixels in 0..1 that nobody normalises. So the mean and the deviation that the backbone
+was trained with go into its first layer: the convolution's weights are divided by the deviation, and what the mean adds
+goes into the running mean of the batch normalisation behind it. What is left is the frame that convolutions put around
+an image: black for Ultralytics, of the mean colour in the RUN.
 """
 
 from copy import deepcopy
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from torch import Tensor, nn
 
 from headstart.backbones import yolo
 from headstart.backbones.stems import REDUCTION
+from headstart.verbs.exporting.libraries import quoted
 from headstart.verbs.exporting.source import Source, difference
 
 
 def write_ultralytics(source: Source, file: Path) -> None:
     """Write a checkpoint as Ultralytics' own trainer does, of which ``yolo train model=FILE`` goes on."""
     tasks = yolo.library("nn.tasks")
-    version = yolo.library("utils").__version__ if hasattr(yolo.library("utils"), "__version__") else ""
     kind = tasks.ClassificationModel if source.name.endswith("-cls") else tasks.DetectionModel
-    torch.manual_seed(0)  # of the head
-    net = kind(description(source), ch=source.channels, verbose=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the head
+        net = kind(description(source), ch=source.channels, verbose=False)
     backbone = deepcopy(source.begun.backbone.net)
     fold(backbone, *source.normalisation)
     net.load_state_dict(backbone.state_dict(), strict=False)
@@ -36,7 +38,7 @@ def write_ultralytics(source: Source, file: Path) -> None:
         "ema": None,
         "optimizer": None,
         "train_args": net.args,
-        "version": version,
+        "version": version("ultralytics"),
     }
     torch.save(checkpoint, file)
 
@@ -112,5 +114,5 @@ def load_ultralytics(source: Source, file: str) -> list[str]:
     """Return the lines of Python that load the file."""
     return [
         "from ultralytics import YOLO",
-        f'net = YOLO("{file}")  # or: yolo train model={file}',
+        f"net = YOLO({quoted(file)})  # or: yolo train model=FILE data=DATA",
     ]
