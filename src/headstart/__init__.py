@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from headstart.verbs.count import count
     from headstart.verbs.crop import crop
     from headstart.verbs.doctor import doctor
+    from headstart.verbs.embed import embed
+    from headstart.verbs.export import export
     from headstart.verbs.finetune import finetune
     from headstart.verbs.pretrain import pretrain
     from headstart.verbs.probe import probe
@@ -28,6 +30,8 @@ __all__ = [
     "crop",
     "demo",
     "doctor",
+    "embed",
+    "export",
     "finetune",
     "pretrain",
     "probe",
@@ -37,11 +41,9 @@ __all__ = [
     "study",
 ]
 
+_VERBS = ("count", "crop", "doctor", "embed", "export", "finetune", "pretrain", "probe", "pseudo_label", "split")
 _ROOMS = {
-    **{verb: f"headstart.verbs.{verb}" for verb in ("count", "crop", "doctor", "pseudo_label", "split")},
-    "pretrain": "headstart.verbs.pretrain",
-    "probe": "headstart.verbs.probe",
-    "finetune": "headstart.verbs.finetune",
+    **{verb: f"headstart.verbs.{verb}" for verb in _VERBS},
     "study": "headstart.studies.study",
     "demo": "headstart.studies.demo",
     "report": "headstart.reports.page",

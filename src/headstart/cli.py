@@ -23,9 +23,16 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "pretrain": ("Pretrain a backbone on images without labels.", "Pretrain", "RUN"),
     "probe": ("Score a frozen backbone with kNN and a linear classifier at several label budgets.", "Probe", "PROBE"),
     "finetune": ("Train a classifier from a backbone and some labels, and score it on test images.", "Finetune", "RUN"),
+    "embed": ("Write the features of images as Parquet, CSV or npz.", "Embed", "EMBED"),
+    "export": ("Hand the backbone of a RUN over to another library, and prove that it arrived.", "Export", "EXPORT"),
     "study": ("Compare arms × transfers × label budgets × seeds, and write the report.", "Study", "STUDY"),
     "report": ("Write the report of a study again, as one HTML page.", None, "REPORT"),
     "list": ("List methods, recipes, models, augments, data or tasks, or tell of one method.", None, "LIST"),
+}
+
+_GOES_ON = {
+    **dict.fromkeys(("study", "demo"), "; the same command goes on"),
+    **dict.fromkeys(("pretrain", "finetune"), "; the same command with --resume goes on"),
 }
 
 
@@ -41,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"headstart: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = "the same command" if words[0] in ("study", "demo") else "the same command with --resume"
-        print(f"headstart: interrupted; {again} goes on", file=sys.stderr)
+        print(f"headstart: interrupted{_GOES_ON.get(words[0], '')}", file=sys.stderr)
         return 130
     # a training on several devices starts this command again for each of them
     if outcome is not None and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -5,7 +5,6 @@ import inspect
 import math
 import pkgutil
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor

@@ -116,6 +116,9 @@ def test_splits_are_chosen(run, folder, tmp_path):
         embed(run, data=folder, out=tmp_path / "b.npz", splits="val", workers=0, quiet=True)
     assert str(error.value) == "splits: no image is in val (allowed here: train, test, unlabelled, none)"
     assert not (tmp_path / "b.npz").exists()
+    assert Embed.create(data="digits", init="none", splits="none").splits is None
+    with pytest.raises(UserError, match="splits"):
+        embed(run, data=folder, out=tmp_path / "b.npz", splits="all", quiet=True)
 
 
 def test_images_in_memory_have_no_split_and_parquet_says_what_the_features_are(run, tmp_path):

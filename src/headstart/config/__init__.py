@@ -1,6 +1,7 @@
 """What the user may set, verb by verb. The text under a setting is its line in ``--help``."""
 
 from headstart.config.data import Data
+from headstart.config.handing_over import Embed, Export
 from headstart.config.preparation import Count, Crop, Doctor, PseudoLabel, Split
 from headstart.config.training import Finetune, Pretrain, Probe, Study, Training
 
@@ -9,6 +10,8 @@ __all__ = [
     "Crop",
     "Data",
     "Doctor",
+    "Embed",
+    "Export",
     "Finetune",
     "Pretrain",
     "Probe",

@@ -15,7 +15,7 @@ class Embed(Data):
 
     init: Location
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
-    splits: Annotated[tuple[Literal["train", "val", "test", "unlabelled"], ...], BeforeValidator(listed)] = ()
+    splits: Annotated[tuple[Literal["train", "val", "test", "unlabelled"], ...], BeforeValidator(listed)] | None = None
     """Splits of the data to embed, as in train,val (none: all images)."""
     model: str | Auto = "auto"
     """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's)."""

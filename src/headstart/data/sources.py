@@ -23,7 +23,7 @@ from headstart.errors import UserError, unknown
 
 HUGGING_FACE, SHARDS = "hf:", "wds:"
 MANIFESTS = ("manifest.csv", "manifest.parquet")
-YOLO = "data.yaml"
+YOLO, COCO = "data.yaml", "instances.json"
 _FORMS = "a folder of images, a file of annotations or a table, hf:NAME, wds:SHARDS"
 FILES: dict[str, Opener] = {
     ".yaml": open_yolo,
@@ -40,7 +40,7 @@ def open_data(data: str | Path, options: Options = DEFAULT) -> DataSet:
     A name of ``KNOWN_DATA`` is that data set, even where a folder has this name (write ``./digits`` for it).
     ``hf:NAME`` is a data set of Hugging Face, ``wds:SHARDS`` the tar files of WebDataset. Anything else is a path: of a
     file (YOLO's data.yaml, COCO's JSON, a table), or of a folder, which is what the first of these makes of it: what
-    ``headstart split`` wrote, a table called manifest, YOLO's data.yaml, images/ and masks/, annotations of VOC, or
+    ``headstart split`` wrote, a table called manifest, data.yaml, instances.json, images/ and masks/, annotations of VOC, or
     else folders of images, which ``read_layout`` understands.
 
     Args:
@@ -92,6 +92,8 @@ def _open_folder(folder: Path, options: Options) -> DataSet:
             return cached(open_table, folder / name, options)
     if (folder / YOLO).is_file():
         return cached(open_yolo, folder, options)
+    if (folder / COCO).is_file():
+        return cached(open_coco, folder / COCO, options)
     if is_masks(folder):
         return cached(open_masks, folder, options)
     return cached(open_voc if is_voc(folder) else open_folder, folder, options)

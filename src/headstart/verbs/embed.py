@@ -90,7 +90,7 @@ def embed(
 
 embed.__signature__ = signature(  # type: ignore[attr-defined]
     Embed,
-    before=(parameters.INIT, parameters.OUT, parameters.CONFIG, parameters.OVERWRITE, parameters.QUIET),
+    before=parameters.EMBED,
 )
 
 
@@ -138,13 +138,13 @@ def run_embed(settings: Embed, data: DataSet, file: Path, *, quiet: bool) -> Emb
     return Embedded(file, data.name, begun.model, int(seen.sum()), begun.backbone.dim, (*data.bad, *unread))
 
 
-def rows_of(data: DataSet, splits: tuple[str, ...]) -> Tensor:
-    """Return the rows of the splits, int64 ``[n]``; all of them where none is named.
+def rows_of(data: DataSet, splits: tuple[str, ...] | None) -> Tensor:
+    """Return the rows of the splits, int64 ``[n]``; all of them for None.
 
     Raises:
         UserError: the data have none of these splits.
     """
-    if not splits:
+    if splits is None:
         return torch.arange(data.count)
     rows = torch.isin(data.splits, torch.tensor([SPLITS.index(name) for name in splits])).nonzero().squeeze(1)
     if not len(rows):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import Parameter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -15,8 +14,6 @@ from headstart.settings import signature
 from headstart.verbs import parameters
 from headstart.verbs.exporting import card, libraries, onnx, ultralytics
 from headstart.verbs.exporting.source import Source, read_source
-
-_RUN = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
 
 
 class Format(NamedTuple):
@@ -169,7 +166,7 @@ def export(run: str | Path, *, out: str | Path, overwrite: bool = False, quiet: 
 
 export.__signature__ = signature(  # type: ignore[attr-defined]
     Export,
-    before=(_RUN, parameters.OUT, parameters.OVERWRITE, parameters.QUIET),
+    before=parameters.EXPORT,
 )
 
 

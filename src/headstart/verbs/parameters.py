@@ -16,6 +16,8 @@ QUIET = _keyword("quiet", bool, False)
 
 INIT = Parameter("init", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
 PROBE = (INIT, _keyword("out", Path | None, None), CONFIG, OVERWRITE, QUIET)
+EMBED = (INIT, OUT, CONFIG, OVERWRITE, QUIET)
+EXPORT = (Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=str), OUT, OVERWRITE, QUIET)
 STUDY = (
     Parameter("file", Parameter.POSITIONAL_OR_KEYWORD, annotation=Path | None, default=None),
     OUT,
@@ -30,7 +32,8 @@ PSEUDO_LABEL = (IMAGES, OUT, CONFIG, OVERWRITE, QUIET)
 COUNT = (DATA, _keyword("out", Path | None, None), OVERWRITE, QUIET)
 DOCTOR = (DATA, _keyword("out", Path | None, None), CONFIG, _keyword("report", bool, False), OVERWRITE, QUIET)
 HELP = {
-    "out": "The folder to write into.",
+    "out": "The folder to write into; of embed and export the file.",
+    "run": "The RUN of a pretrain or a finetune.",
     "config": "A YAML file of settings, such as a run's config.yaml; options given beside it win.",
     "resume": "Go on with an interrupted run, with the settings that it began with.",
     "overwrite": "Replace what an earlier run of this command left in the folder.",

@@ -37,7 +37,7 @@ def prepared(out: Path, verb: str, data: str, facts: Mapping[str, Any], *, overw
         The folder to write into.
 
     Raises:
-        UserError: something else is there, or the folder cannot be made.
+        UserError: something else is there, or the folder cannot be made or filled.
     """
     start.check_outside(out, data)
     out = Path(os.path.realpath(out))

@@ -211,7 +211,7 @@ def _encoder(source: Source) -> tuple[nn.Module, str]:
     try:
         smp = import_module("segmentation_models_pytorch")
     except ModuleNotFoundError:
-        raise UserError("format: smp is not installed: pip install segmentation-models-pytorch") from None
+        raise UserError("format: smp is not installed: pip install 'headstart[smp]'") from None
     name = encoder_name(source)
     if source.library == "torchvision" and (
         not source.name.startswith((*RESIDUAL, "mobilenet_v2")) or source.begun.model_args
