@@ -40,8 +40,8 @@ def open_data(data: str | Path, options: Options = DEFAULT) -> DataSet:
     A name of ``KNOWN_DATA`` is that data set, even where a folder has this name (write ``./digits`` for it).
     ``hf:NAME`` is a data set of Hugging Face, ``wds:SHARDS`` the tar files of WebDataset. Anything else is a path: of a
     file (YOLO's data.yaml, COCO's JSON, a table), or of a folder, which is what the first of these makes of it: what
-    ``headstart split`` wrote, a table called manifest, data.yaml, instances.json, images/ and masks/, annotations of VOC, or
-    else folders of images, which ``read_layout`` understands.
+    ``headstart split`` wrote, a table called manifest, data.yaml, instances.json, images/ and masks/, annotations of
+    VOC, or else folders of images, which ``read_layout`` understands.
 
     Args:
         data: the string.
