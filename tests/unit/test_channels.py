@@ -14,6 +14,9 @@ import headstart
 from headstart.backbones import build
 from headstart.backbones.given import initialise
 from headstart.backbones.weights import load_weights
+from headstart.data.options import Options
+from headstart.data.sources import open_data
+from headstart.errors import UserError
 
 TINY = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
 SETTINGS = {"model": "timm/resnet18", "model_args": TINY, "epochs": 1, "batch_size": 16, "quiet": True}
@@ -128,3 +131,11 @@ def _grey(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         tifffile.imwrite(path, generator.integers(0, 256, (16, 16)).astype(np.uint8))
     return folder
+
+
+def test_known_arrays_in_one_channel():
+    grey, colour = open_data("digits", Options(channels=1)), open_data("digits")
+    assert grey.pixels.channels == 1
+    assert torch.equal(grey.images, colour.images[:, :1])  # three equal channels
+    with pytest.raises(UserError, match=r"channels: 4, but the images of digits have 3 \(allowed: 1, 3, auto\)"):
+        open_data("digits", Options(channels=4))

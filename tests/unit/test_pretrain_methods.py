@@ -152,6 +152,13 @@ def test_a_collapse_is_said_and_recorded(constant, teacher, no_plots, tmp_path, 
         headstart.pretrain(out=tmp_path / "stopped", **{**settings, "on_collapse": "stop"})
 
 
+def test_the_health_of_a_stopped_run_is_drawn(constant, teacher, tmp_path):
+    settings = settings_of("simclr", teacher, epochs=4, health_every=1, on_collapse="stop")
+    with pytest.raises(CollapseError):
+        headstart.pretrain(out=tmp_path / "run", **settings)
+    assert (tmp_path / "run" / "plots" / "health.png").exists()
+
+
 # Arguments
 
 

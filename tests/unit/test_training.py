@@ -12,6 +12,7 @@ from headstart.errors import UserError
 from headstart.methods.simsiam import SimSiam
 from headstart.training import checkpoint
 from headstart.training.fit import NonFiniteLossError, fit
+from headstart.training.machine import prepared
 from headstart.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 
@@ -229,3 +230,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="init: no file"):
         checkpoint.read(tmp_path / "missing.ckpt", "init")
+
+
+@pytest.mark.parametrize(("channels", "stride", "last"), [(8, 2, False), (15, 2, False), (16, 2, True), (8, 1, True)])
+def test_channels_stay_first_where_onednn_would_overrun_its_memory(channels, stride, last):
+    """A strided 1x1 convolution of less than 16 channels, with channels last, ended in a double free."""
+    net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, stride=stride))
+    net = prepared(net, Fabric(accelerator="cpu", devices=1))
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last) == last
+    for _ in range(3):
+        net(torch.rand(8, 3, 64, 64)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
