@@ -1,5 +1,6 @@
 import csv
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -247,3 +248,25 @@ def test_a_path_with_a_null_byte_is_refused(write):
     path = write(["image", "label"], ["1.png", "x"])
     path.write_bytes(path.read_bytes() + b"a\0/2.png,y\n")
     assert message(path).startswith("data: data.csv:3: the image a\\x00/2.png lies outside")
+
+
+def test_masks_without_labels_are_the_classes(write, save_image, tmp_path):
+    for number, name in enumerate(["a.png", "b.png", "c.png", "d.png"]):
+        save_image(tmp_path / name, seed=number)
+    height, width = 16, 20
+    for name, values in {"a": (0, 1), "b": (0, 2), "c": (0, 300)}.items():
+        mask = np.zeros((height, width), np.uint16)
+        mask[:4] = values[1]
+        Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
+    path = write(["image", "mask"], ["a.png", "a_mask.png"], ["b.png", "b_mask.png"], ["d.png", ""])
+    data = open_table(path, DEFAULT)
+    assert (data.classes, data.mask_values) == (("0", "1", "2"), (0, 1, 2))
+    assert data.index["mask"].to_pylist() == ["a_mask.png", "b_mask.png", None]
+    assert data.labels.tolist() == [-1, -1, -1]
+    (tmp_path / "classes.txt").write_text("sky\nroof\nroad\n")
+    path = write(["image", "mask"], ["a.png", "a_mask.png"], ["b.png", "b_mask.png"], ["c.png", "c_mask.png"])
+    data = open_table(path, LENIENT)
+    assert data.classes == ("sky", "roof", "road")
+    assert [bad.reason for bad in data.bad] == [
+        "the value 300, but there are 3 classes (allowed: 0 to 2, 255 for none)"
+    ]

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -64,12 +65,7 @@ def open_masks(folder: Path, options: Options) -> DataSet:
     found = scan(folder, images)
     paths = found.columns["path"].to_pylist()
     masks = [files.get(mask_stem(path)) for path in paths]
-    sizes = zip(*(found.columns[side].to_pylist() for side in ("height", "width")), strict=True)
-    with ThreadPoolExecutor(THREADS) as pool:
-        looks = list(pool.map(partial(_look, folder), paths, masks, sizes))
-    seen = {value for look in looks if isinstance(look, Mask) for value in look.values}
-    meant = meaning(seen, _names(folder), folder)
-    looks = [_check_values(look, meant, file) for look, file in zip(looks, masks, strict=True)]
+    looks, meant = read_masks(folder, found.columns, masks)
     kept = np.array([row for row, look in enumerate(looks) if isinstance(look, Mask)], np.int64)
     bad = [*found.bad, *(look for look in looks if isinstance(look, BadImage))]
     check_bad(bad, len(kept), folder, options.max_bad)
@@ -89,6 +85,26 @@ def open_masks(folder: Path, options: Options) -> DataSet:
         options=options,
     )
     return replace(data, mask_values=meant.values)
+
+
+def read_masks(folder: Path, columns: pa.Table, masks: Sequence[str | None]) -> tuple[list[Mask | BadImage], Meaning]:
+    """Return what is known of the mask of each image, or why the image is to be left out, and what the masks mean.
+
+    Args:
+        folder: the folder that paths are relative to; ``classes.txt`` in it has the class names, if it is there.
+        columns: those of a ``Scan``.
+        masks: the path of each image's mask.
+
+    Raises:
+        UserError: nobody could say what the masks mean.
+    """
+    paths = columns["path"].to_pylist()
+    sizes = zip(*(columns[side].to_pylist() for side in ("height", "width")), strict=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        looks = list(pool.map(partial(_look, folder), paths, masks, sizes))
+    seen = {value for look in looks if isinstance(look, Mask) for value in look.values}
+    meant = meaning(seen, _names(folder), folder)
+    return [_check_values(look, meant, file) for look, file in zip(looks, masks, strict=True)], meant
 
 
 def meaning(seen: set[int], names: Sequence[str], folder: Path) -> Meaning:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 
 from headstart.data.folders import SPLIT_FOLDERS
 from headstart.data.index import NO_LABEL, NO_SPLIT, OBJECTS, BadImage, DataSet
+from headstart.data.masks import Mask, Meaning, read_masks
 from headstart.data.objects import Box, fit
 from headstart.data.options import Options
 from headstart.data.scan import Scan, assemble, check_bad, printable, scan, within
@@ -28,7 +30,8 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
     """Return the data set that rows describe.
 
     With the columns ``left``, ``top``, ``right`` and ``bottom`` (pixels) each row is an object, ``label`` is the
-    object's class, and a row without a box stands for a picture without objects. Otherwise each row is an image.
+    object's class, and a row without a box stands for a picture without objects. Otherwise each row is an image. With
+    masks and without labels, the classes are those of the masks, as ``headstart.data.masks`` understands them.
 
     Args:
         name: of the data set.
@@ -50,8 +53,11 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
         rows = rows.set_column(rows.column_names.index("split"), "split", [_splits(rows["split"], where)])
     owners, images = _images(rows, where) if boxed else _once(rows, where)
     found, contents = scan(root, (image.as_py() for image in images["image"])), b""
+    meant = Meaning((), ())
     if "mask" in images.column_names:
         found, contents = _with_whole_masks(root, found, images["mask"])
+        if not boxed and "label" not in images.column_names:
+            found, meant = _with_classes(root, found, images["mask"])
     images, bad, objects = images.take(found.listed), list(found.bad), None
     if boxed:
         objects, classes, bad_boxes = _objects(rows, owners, found, where)
@@ -59,8 +65,8 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
     check_bad(bad, found.columns.num_rows, root, options.max_bad)
     labels = np.full(images.num_rows, NO_LABEL)
     if not boxed:
-        labels, classes = numbered(images["label"]) if "label" in images.column_names else (labels, ())
-    return assemble(
+        labels, classes = numbered(images["label"]) if "label" in images.column_names else (labels, meant.classes)
+    data = assemble(
         name,
         root,
         found.columns,
@@ -70,10 +76,11 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
         layout=layout,
         more={column: images[column] for column in _there(images, "group", "mask")},
         objects=objects,
-        contents=contents,
+        contents=contents + np.array(meant.values, "<i8").tobytes(),
         bad=bad,
         options=options,
     )
+    return replace(data, mask_values=meant.values)
 
 
 class Numbered(NamedTuple):
@@ -194,6 +201,16 @@ def _with_whole_masks(root: Path, found: Scan, masks: pa.ChunkedArray) -> tuple[
     kept = found.columns.filter(pa.array(keep))
     order = pc.sort_indices(kept["path"]).to_numpy()  # or the fingerprint would change with the order of the rows
     return Scan(kept, found.listed[keep], (*found.bad, *bad)), crc[keep][order].tobytes()
+
+
+def _with_classes(root: Path, found: Scan, masks: pa.ChunkedArray) -> tuple[Scan, Meaning]:
+    """Return the images whose masks, if they have one, have values that are classes, and what the values mean."""
+    masks = masks.take(found.listed)
+    having = np.flatnonzero(masks.is_valid().to_numpy())
+    looks, meant = read_masks(root, found.columns.take(having), masks.take(having).to_pylist())
+    keep, bad = np.full(len(masks), True), [look for look in looks if isinstance(look, BadImage)]
+    keep[having] = [isinstance(look, Mask) for look in looks]
+    return Scan(found.columns.filter(pa.array(keep)), found.listed[keep], (*found.bad, *bad)), meant
 
 
 def _objects(
