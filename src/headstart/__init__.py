@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headstart.verbs.embed import embed
     from headstart.verbs.export import export
     from headstart.verbs.finetune import finetune
+    from headstart.verbs.predict import predict
     from headstart.verbs.pretrain import pretrain
     from headstart.verbs.probe import probe
     from headstart.verbs.pseudo_label import pseudo_label
@@ -33,6 +34,7 @@ __all__ = [
     "embed",
     "export",
     "finetune",
+    "predict",
     "pretrain",
     "probe",
     "pseudo_label",
@@ -41,7 +43,8 @@ __all__ = [
     "study",
 ]
 
-_VERBS = ("count", "crop", "doctor", "embed", "export", "finetune", "pretrain", "probe", "pseudo_label", "split")
+_TRAININGS = ("finetune", "pretrain", "probe")
+_VERBS = ("count", "crop", "doctor", "embed", "export", "predict", "pseudo_label", "split", *_TRAININGS)
 _ROOMS = {
     **{verb: f"headstart.verbs.{verb}" for verb in _VERBS},
     "study": "headstart.studies.study",

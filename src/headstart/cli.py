@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "pretrain": ("Pretrain a backbone on images without labels.", "Pretrain", "RUN"),
     "probe": ("Score a frozen backbone with kNN and a linear classifier at several label budgets.", "Probe", "PROBE"),
     "finetune": ("Train a classifier from a backbone and some labels, and score it on test images.", "Finetune", "RUN"),
+    "predict": ("Predict the class of images with a finetuned RUN.", "Predict", "PREDICT"),
     "embed": ("Write the features of images as Parquet, CSV or npz.", "Embed", "EMBED"),
     "export": ("Hand the backbone of a RUN over to another library, and prove that it arrived.", "Export", "EXPORT"),
     "study": ("Compare arms × transfers × label budgets × seeds, and write the report.", "Study", "STUDY"),

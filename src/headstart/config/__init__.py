@@ -1,7 +1,7 @@
 """What the user may set, verb by verb. The text under a setting is its line in ``--help``."""
 
 from headstart.config.data import Data
-from headstart.config.handing_over import Embed, Export
+from headstart.config.handing_over import Embed, Export, Predict
 from headstart.config.preparation import Count, Crop, Doctor, PseudoLabel, Split
 from headstart.config.training import Finetune, Pretrain, Probe, Study, Training
 
@@ -13,6 +13,7 @@ __all__ = [
     "Embed",
     "Export",
     "Finetune",
+    "Predict",
     "Pretrain",
     "Probe",
     "PseudoLabel",

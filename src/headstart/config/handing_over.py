@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from headstart.config.data import Data
+from headstart.config.data import Data, SmallShare
 from headstart.settings import Auto, Location, Pixels, Positive, Precision, Settings, Stem, listed
 
 Format = Literal["torchvision", "timm", "ultralytics", "smp", "safetensors", "onnx"]
@@ -44,3 +44,18 @@ class Export(Settings):
     """Whose file it becomes: that of the model's own library, an encoder of smp, safetensors or ONNX."""
     card: bool = False
     """Write FILE.md, too: a model card with data, recipe, scores, normalisation and how to load the file."""
+
+
+class Predict(Data):
+    """Settings of ``headstart predict``."""
+
+    run: Location
+    """RUN of a finetune."""
+    max_bad: SmallShare = 1.0
+    """Share of broken files, such as 1%, up to which they are left out and listed; above it the verb stops."""
+    batch_size: Positive = 256
+    """Images per forward pass; decides nothing but speed."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass (auto: bf16 on a GPU that has it, else fp32)."""
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Processes that decode images; decides nothing but speed."""

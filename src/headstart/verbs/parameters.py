@@ -17,7 +17,8 @@ QUIET = _keyword("quiet", bool, False)
 INIT = Parameter("init", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
 PROBE = (INIT, _keyword("out", Path | None, None), CONFIG, OVERWRITE, QUIET)
 EMBED = (INIT, OUT, CONFIG, OVERWRITE, QUIET)
-EXPORT = (Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=str), OUT, OVERWRITE, QUIET)
+RUN_OF = Parameter("run", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+EXPORT = (RUN_OF, OUT, OVERWRITE, QUIET)
 STUDY = (
     Parameter("file", Parameter.POSITIONAL_OR_KEYWORD, annotation=Path | None, default=None),
     OUT,
@@ -27,6 +28,7 @@ STUDY = (
 )
 DATA = Parameter("data", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
 IMAGES = Parameter("images", Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
+PREDICT = (RUN_OF, DATA, OUT, CONFIG, OVERWRITE, QUIET)
 PREPARATION = (DATA, OUT, CONFIG, OVERWRITE, QUIET)
 PSEUDO_LABEL = (IMAGES, OUT, CONFIG, OVERWRITE, QUIET)
 COUNT = (DATA, _keyword("out", Path | None, None), OVERWRITE, QUIET)
