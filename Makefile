@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/python -m uv pip install --python $(BIN)/python --compile-bytecode --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
-# a test file for each core: most of what a test does runs on one
-ALL := --numprocesses auto --dist loadfile
+# a test file for each core, in their own order, so that the slow ones are not left for the end
+ALL := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Python would otherwise compile torch anew at every start where this is set
 unexport PYTHONDONTWRITEBYTECODE
