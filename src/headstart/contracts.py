@@ -8,18 +8,33 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 from torch import Tensor, nn
 
 
+class Objects(NamedTuple):
+    """The labelled boxes in an image.
+
+    Attributes:
+        boxes: left, top, right and bottom in pixels of the image, float32 ``[n 4]``.
+        labels: class numbers, int64 ``[n]``.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+
+
 class Batch(NamedTuple):
     """What one optimiser step, or one part of it, sees.
 
     Attributes:
         views: one tensor per view, each float ``[b c h w]``, normalised.
-        labels: class numbers ``[b]`` (int64), -1 where an image has no label.
+        labels: class numbers ``[b]`` (int64), -1 where an image has no label; those of every pixel of the only view,
+            ``[b h w]``, where masks are learned.
         rows: the images' row numbers in their data set, ``[b]`` (int64).
+        objects: the boxes in the only view of each image, where these are learned.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     rows: Tensor
+    objects: tuple[Objects, ...] = ()
 
 
 class Features(NamedTuple):

@@ -29,6 +29,9 @@ _OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv", DO
     "summary.json",
     "report.html",
     "curves.png",
+    "detector.pt",
+    "detections",
+    "ultralytics",
 }
 _PACKAGES = ("headstart", "torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")
 

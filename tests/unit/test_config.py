@@ -49,8 +49,8 @@ def test_settings_are_frozen():
         (Pretrain, {"data": "x", "epochs": "many"}, "epochs:"),
         (
             Pretrain,
-            {"data": "x", "optimizer": "adam"},
-            "optimizer: input should be 'sgd', 'lars' or 'adamw', not 'adam'",
+            {"data": "x", "optimizer": "adagrad"},
+            "optimizer: input should be 'sgd', 'lars', 'adamw' or 'adam', not 'adagrad'",
         ),
         (
             Pretrain,

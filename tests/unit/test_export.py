@@ -254,11 +254,8 @@ def test_what_does_not_go_together_ends_with_one_line(make_run, tmp_path):
 
 def test_a_missing_library_is_named(make_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     with pytest.raises(UserError, match=r"format: onnxscript is not installed: pip install 'headstart\[onnx\]'"):
         export(make_run("timm"), format="onnx", out=tmp_path / "a.onnx", quiet=True)
-    with pytest.raises(UserError, match="format: smp is not installed: pip install 'headstart\\[smp\\]'"):
-        export(make_run("timm"), format="smp", out=tmp_path / "a.pth", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

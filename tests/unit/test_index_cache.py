@@ -67,7 +67,7 @@ def full(data):
     objects = pa.table([[0, 2], [1, 0], [0.5, 1], [1, 2], [3, 4], [5, 6.25]], schema=OBJECTS)
     index = data.index.append_column("group", pa.array([None, "ä", "b", "b", None, "c"], pa.string()))
     pixels, bad = Pixels(4, ((0.1, 1 / 3),) * 4), (*data.bad, BadImage("labels/a b.txt:3", "six columns"))
-    return replace(data, index=index, objects=objects, pixels=pixels, bad=bad, mask_values=(0, 255), ignored=7)
+    return replace(data, index=index, objects=objects, pixels=pixels, bad=bad, mask_values=((0,), (255, 7)), ignored=7)
 
 
 @pytest.mark.parametrize("change", [lambda data: data, full], ids=["plain", "full"])

@@ -8,6 +8,7 @@ from headstart.data.index import NO_LABEL
 from headstart.data.known import KNOWN_DATA
 from headstart.data.options import DEFAULT, Options
 from headstart.errors import UserError
+from headstart.verbs.finetuning.dispatch import require
 
 
 @pytest.fixture
@@ -134,6 +135,18 @@ def test_oxford_pets_are_what_torchvision_reads(pets):
             assert data.classes == tuple(reference.classes)
         masks = {data.paths[row].as_py(): data.index["mask"][row].as_py() for row in rows}
         assert sorted(masks.values()) == sorted(str(path.relative_to(pets)) for path in reference._segs)
+
+
+def test_the_trimaps_of_pets_are_classes_of_pixels(pets):
+    data, breeds = KNOWN_DATA["oxford_pets_trimaps"](DEFAULT), KNOWN_DATA["oxford_pets"](DEFAULT)
+    assert data.classes == ("foreground", "background", "border")
+    assert [values[0] for values in data.mask_values] == [1, 2, 3]
+    assert data.labels.unique().tolist() == [-1]
+    assert data.index["mask"].to_pylist() == breeds.index["mask"].to_pylist()
+    assert data.splits.tolist() == breeds.splits.tolist()
+    with pytest.raises(UserError, match="oxford_pets has no masks whose values are classes"):
+        require("segment", breeds)
+    require("segment", data)
 
 
 def test_broken_pets_are_left_out_and_named(pets):

@@ -61,7 +61,7 @@ def make(tmp_path, save_image):
 def test_what_values_mean(make, values, names, classes, stored, mode):
     root = make({"a": grid(*values), "b": grid(values[0])}, names=names, mode=mode)
     data = open_masks(root, STRICT)
-    assert (data.classes, data.mask_values) == (classes, stored)
+    assert (data.classes, data.mask_values) == (classes, tuple((value,) for value in stored))
     assert data.index["mask"].to_pylist() == ["masks/a.png", "masks/b.png"]
     expected = [[stored.index(value) if value in stored else -1 for value in row] for row in grid(*values).tolist()]
     assert read_mask(root / "masks" / "a.png", data.mask_values).tolist() == expected
@@ -92,17 +92,17 @@ def test_real_trimaps_are_read_as_pillow_reads_them(real_data):
 )
 def test_one_value_per_pixel_is_enough_in_any_mode(tmp_path, array, expected):
     save_mask(tmp_path / "mask.png", array)
-    ids = read_mask(tmp_path / "mask.png", [int(value) for value in np.unique(expected)])
+    ids = read_mask(tmp_path / "mask.png", [[int(value)] for value in np.unique(expected)])
     assert ids.tolist() == (expected > 0).astype(int).tolist()
 
 
 def test_colours_and_floats_are_refused(tmp_path):
     save_mask(tmp_path / "colour.png", np.random.default_rng(0).integers(0, 9, (4, 4, 3), dtype=np.uint8))
     with pytest.raises(DecodeError, match="a mask in colours"):
-        read_mask(tmp_path / "colour.png", [0, 1])
+        read_mask(tmp_path / "colour.png", [[0], [1]])
     save_mask(tmp_path / "float.tif", np.zeros((4, 4), np.float32))
     with pytest.raises(DecodeError, match="a mask of float32"):
-        read_mask(tmp_path / "float.tif", [0, 1])
+        read_mask(tmp_path / "float.tif", [[0], [1]])
 
 
 @pytest.mark.parametrize(

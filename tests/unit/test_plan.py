@@ -162,7 +162,7 @@ def row(accuracy, val, **more):
 
 def test_the_point_of_the_grid_is_chosen_on_validation_not_on_test():
     rows = [row(0.9, 0.5), row(0.6, 0.8), row(0.7, 0.8), row(0.1, 0.2, seed=1)]
-    assert choose(rows) == [rows[1], rows[3]]
+    assert choose(rows, "accuracy") == [rows[1], rows[3]]
 
 
 def test_rows_of_unfinished_cells_are_left_out(tmp_path):
@@ -171,7 +171,7 @@ def test_rows_of_unfinished_cells_are_left_out(tmp_path):
     (tmp_path / probe.id).mkdir()
     scores = [{"labels": "1", "images": 10, "seed": 0, "accuracy": 0.5, "val_accuracy": 0.4}]
     (tmp_path / probe.id / "result.json").write_text(json.dumps({"scores": {"rows": scores}}))
-    rows = collect(cells, tmp_path)
+    rows = collect(cells, tmp_path, "accuracy")
     assert [(r["arm"], r["transfer"], r["labels"], r["chosen"], r["cell"]) for r in rows] == [
         (probe.arm, "probe", "1", True, probe.id)
     ]

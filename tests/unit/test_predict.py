@@ -1,9 +1,10 @@
-"""Predictions of a finetuned classifier."""
+"""Predictions of a finetuned classifier, and what files of predictions are called."""
 
 import csv
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from sklearn.datasets import load_digits
 
 import headstart
 from headstart.errors import UserError
+from headstart.verbs.predicting.work import Work, file_names
 
 MODEL = {"model": "timm/resnet18", "model_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
@@ -70,14 +72,60 @@ def test_images_that_cannot_be_read_are_listed_and_the_others_done(run, tmp_path
     assert "left out: 2 images" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/1.jpg", "a/2.JPEG", "b/1.jpg"], ["a/1", "a/2", "b/1"]),
+        (["a/1.jpg", "a/1.png", "a/2.png"], ["a/1.jpg", "a/1.png", "a/2"]),
+        (["images/1.jpg", "train/images/images/2.jpg", "images.d/3.jpg"], ["1", "train/2", "images.d/3"]),
+        (["images/1.jpg", "1.jpg"], ["images/1.jpg", "1.jpg"]),
+        (["1.jpg", "1.png", "1.jpg.png"], ["1.jpg", "1.png", "1.jpg.png"]),
+        ([".jpg", "a/.png", "no end", "a.b/c", "d.e.f.png"], [".jpg", "a/.png", "no end", "a.b/c", "d.e.f"]),
+        (["line\nbreak.png", 'ü, "x".png', "b\\c.png"], ["line\nbreak", 'ü, "x"', "b\\c"]),
+        ([], []),
+    ],
+)
+def test_names_of_files_are_distinct_and_like_those_of_the_images(paths, names):
+    assert file_names(pa.array(paths, pa.string())).to_pylist() == names
+
+
+def test_names_stay_distinct_in_many_random_cases():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        parts = [".".join(generator.choice(["a", "b", "png", "images"], size)) for size in (1, 2, 3) for _ in range(6)]
+        paths = sorted(
+            {"/".join(generator.choice(parts, 1 + number % 3)) + ".png"[: number % 5] for number in range(20)}
+        )
+        names = file_names(pa.array(paths)).to_pylist()
+        assert len(set(names)) == len(paths)
+
+
+def test_a_folder_in_the_place_of_a_file_is_said(tmp_path):
+    images = pa.array(["a.jpg", "a.png/b.jpg"])
+
+    class Images:
+        paths = images
+
+    work = Work(None, None, Images, tmp_path, None, None, torch.zeros(2, dtype=torch.bool))
+    work.place("masks", 0, ".png").write_text("a file")
+    with pytest.raises(UserError, match=r"data: 'a\.png/b\.jpg' cannot have a file masks/a\.png/b\.png"):
+        work.place("masks", 1, ".png")
+
+
 def test_mistakes(folder, run, tmp_path):
     headstart.pretrain(data=folder, out=tmp_path / "pretrained", epochs=1, batch_size=16, quiet=True, **MODEL)
-    with pytest.raises(UserError, match=r"run: .*pretrained has no classifier \(allowed: the RUN of a finetune\)"):
+    with pytest.raises(
+        UserError, match=r"run: .*pretrained has no head that predicts \(allowed: the RUN of a finetune\)"
+    ):
         headstart.predict(tmp_path / "pretrained", folder, out=tmp_path / "out")
     with pytest.raises(UserError, match=r"run: no folder"):
         headstart.predict(tmp_path / "nothing", folder, out=tmp_path / "out")
     with pytest.raises(UserError, match=r"data: there is no"):
         headstart.predict(run, tmp_path / "nothing", out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"confidence: task classify has none \(allowed with the RUN of task detect\)"):
+        headstart.predict(run, folder, out=tmp_path / "out", confidence=0.5)
+    with pytest.raises(UserError, match=r"draw: task classify draws nothing"):
+        headstart.predict(run, folder, out=tmp_path / "out", draw=False)
     assert not (tmp_path / "out").exists()
     headstart.predict(run, folder, out=tmp_path / "out", quiet=True)
     with pytest.raises(UserError, match=r"out: .* is not empty"):

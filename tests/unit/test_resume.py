@@ -15,7 +15,8 @@ from headstart.training.fit import NonFiniteLossError
 from headstart.training.record import Recorder
 from headstart.verbs import finetune as finetune_module
 from headstart.verbs import pretrain as pretrain_module
-from headstart.verbs.supervised import Supervised
+from headstart.verbs.finetuning.classify import ClassifyJob
+from headstart.verbs.finetuning.loop import Supervised
 
 NARROW = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1], "zero_init_last": False}
 SHARED = {"data": "digits", "limit": 200, "model": "timm/resnet18", "model_args": NARROW, "quiet": True}
@@ -122,7 +123,7 @@ def test_the_best_weights_are_remembered(tmp_path, monkeypatch):
         looked.append(None)
         return (0.9, 1.0) if len(looked) == 2 else (0.1, 1.0)
 
-    monkeypatch.setattr(Supervised, "_look", look)
+    monkeypatch.setattr(ClassifyJob, "look", look)
     looked = []
     whole = start("finetune", tmp_path / "whole")
     looked = []
@@ -137,7 +138,7 @@ def test_the_best_weights_are_remembered(tmp_path, monkeypatch):
 
 def test_a_run_that_stopped_early_does_not_go_on(tmp_path, monkeypatch):
     looks = iter([(0.5, 1.0), (0.4, 1.0), (0.3, 1.0), (0.9, 0.1)])
-    monkeypatch.setattr(Supervised, "_look", lambda self: next(looks))
+    monkeypatch.setattr(ClassifyJob, "look", lambda self: next(looks))
     with monkeypatch.context() as patch:
         patch.setattr(Supervised, "hand_over", lambda *arguments, **named: (_ for _ in ()).throw(KilledError))
         with pytest.raises(KilledError):

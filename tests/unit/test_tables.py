@@ -260,7 +260,7 @@ def test_masks_without_labels_are_the_classes(write, save_image, tmp_path):
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
     path = write(["image", "mask"], ["a.png", "a_mask.png"], ["b.png", "b_mask.png"], ["d.png", ""])
     data = open_table(path, DEFAULT)
-    assert (data.classes, data.mask_values) == (("0", "1", "2"), (0, 1, 2))
+    assert (data.classes, data.mask_values) == (("0", "1", "2"), ((0,), (1,), (2,)))
     assert data.index["mask"].to_pylist() == ["a_mask.png", "b_mask.png", None]
     assert data.labels.tolist() == [-1, -1, -1]
     (tmp_path / "classes.txt").write_text("sky\nroof\nroad\n")

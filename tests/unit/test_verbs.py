@@ -22,7 +22,7 @@ from headstart.evaluation.linear import probe as probe_linear
 from headstart.tasks.classification import Classifier
 from headstart.verbs import pretraining as pretraining_module
 from headstart.verbs import probe as probe_module
-from headstart.verbs.supervised import Supervised
+from headstart.verbs.finetuning.classify import ClassifyJob
 
 NARROW = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1], "zero_init_last": False}
 MODEL = {"model": "timm/resnet18", "model_args": NARROW}
@@ -254,7 +254,7 @@ def test_test_scores_are_those_of_the_weights_that_were_best_on_validation(digit
 
 def test_training_stops_when_patience_is_at_an_end_and_keeps_the_best(run, tmp_path, monkeypatch):
     looks = iter([(0.5, 1.0), (0.6, 1.0), (0.6, 1.1), (0.1, 2.0), (0.9, 0.1)])
-    monkeypatch.setattr(Supervised, "_look", lambda self: next(looks))
+    monkeypatch.setattr(ClassifyJob, "look", lambda self: next(looks))
     settings = {**BUDGET, "min_steps": 20, "evaluations": 10, "epochs": 1}
     found = headstart.finetune(init=run, out=tmp_path / "run", patience=2, **settings)
     assert runs.read_metrics(found.out)[-1]["step"] == 8

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from headstart import runs
 from headstart.backbones import NO_ARGS, build, stems
 from headstart.backbones.weights import Matched, load_weights, pretrained_state, read_weights
+from headstart.backbones.yolo_pixels import normalised_state
 from headstart.contracts import Backbone
 from headstart.errors import UserError
 from headstart.randomness import mix
@@ -99,6 +101,16 @@ def initialise(
         if stored is not None:
             state = safetensors.torch.load_file(Path(init) / runs.BACKBONE)
         else:
-            state = pretrained_state(init) if published else read_weights(Path(init))
+            state = pretrained_state(init) if published else _file_state(Path(init), model)
         matched = load_weights(backbone, state, init)
     return Initialised(backbone, matched, model, dict(model_args), resolved, size)
+
+
+def _file_state(path: Path, model: str) -> dict[str, Tensor]:
+    """Return the tensors of a weights file: by their names, or those of the network that Ultralytics has written."""
+    try:
+        return read_weights(path)
+    except UserError:
+        if not model.startswith("ultralytics/") or path.suffix != ".pt" or not path.is_file():
+            raise
+        return normalised_state(path)

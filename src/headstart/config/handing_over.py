@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from headstart.config.data import Data, SmallShare
-from headstart.settings import Auto, Location, Pixels, Positive, Precision, Settings, Stem, listed
+from headstart.settings import Auto, Location, Pixels, Positive, Precision, Settings, Share, Stem, listed
 
 Format = Literal["torchvision", "timm", "ultralytics", "smp", "safetensors", "onnx"]
 
@@ -53,8 +53,12 @@ class Predict(Data):
     """RUN of a finetune."""
     max_bad: SmallShare = 1.0
     """Share of broken files, such as 1%, up to which they are left out and listed; above it the verb stops."""
-    batch_size: Positive = 256
-    """Images per forward pass; decides nothing but speed."""
+    confidence: Share | Auto = "auto"
+    """detect: objects that are less sure to be some are left out (auto: 0.25)."""
+    draw: bool = True
+    """segment, detect: show what was found in pictures, too (--draw=false: masks, boxes and table alone)."""
+    batch_size: Positive | Auto = "auto"
+    """Images per forward pass; decides nothing but speed (auto: 256, for masks and boxes 16)."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass (auto: bf16 on a GPU that has it, else fp32)."""
     workers: Annotated[int, Field(ge=0)] | Auto = "auto"

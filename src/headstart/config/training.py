@@ -24,7 +24,17 @@ from headstart.settings import (
     listed,
 )
 
-Optimizer = Literal["sgd", "lars", "adamw"]
+Optimizer = Literal["sgd", "lars", "adamw", "adam"]
+Task = Literal["classify", "segment", "detect"]
+Score = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "iou", "mean_iou", "dice", "pixel_accuracy", "map50_95", "map50"
+]
+SCORES: dict[str, tuple[str, ...]] = {
+    "classify": ("accuracy", "balanced_accuracy", "macro_f1"),
+    "segment": ("iou", "mean_iou", "dice", "pixel_accuracy"),
+    "detect": ("map50_95", "map50"),
+}
+"""What arms can be compared by; the first score of a task is also the one that is looked at on validation images."""
 Scaling = Literal["linear", "sqrt", "none"]
 Warmup = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -124,34 +134,63 @@ class Finetune(Training):
 
     init: Location = "none"
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
-    task: Literal["classify"] = "classify"
-    """What is learned from the labels."""
+    task: Task = "classify"
+    """What is learned from the labels: classes of images, masks, or boxes."""
     batch_size: Positive | Auto = "auto"
-    """Images per optimiser step, over all devices (auto: 64); never more than there are labelled images."""
+    """Images per optimiser step, over all devices (auto: 64, for masks 32, for boxes 16); never more than there are."""
     model: str | Auto = "auto"
     """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's, else torchvision/resnet18)."""
     transfer: Literal["head", "finetune"] = "finetune"
-    """head trains a classifier on the frozen backbone, finetune trains all weights."""
+    """head trains the task's head on the frozen backbone, finetune trains all weights."""
+    decoder: Literal["unet", "fpn", "deeplabv3plus"] = "unet"
+    """segment: the decoder on the backbone's feature maps."""
+    loss: str = "auto"
+    """segment: bce, ce, dice, focal or a sum such as bce+dice (auto: bce for two classes, else ce)."""
+    detector: Literal["auto", "yolo", "retinanet", "fcos"] = "auto"
+    """detect: the head and the trainer (auto: yolo, which is Ultralytics', for its models, else retinanet)."""
     labels: Budget = "all"
-    """Label budget: a number per class, a share such as 20%, or all."""
+    """Label budget: a number per class (of masks or boxes: of images), a share such as 20%, or all."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """classify, segment: weight each class in the loss by the inverse of how often it occurs, as scikit-learn does."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """classify: share of the target spread evenly over all classes."""
     views: str = "auto"
-    """Augmentation preset of the training images (auto: standard, for digits digits)."""
-    optimizer: Optimizer = "adamw"
-    """Optimiser; bias and normalisation weights are never decayed, nor scaled by LARS."""
+    """Augmentation preset of the training images (auto: standard, for digits digits; segment and detect by task)."""
+    optimizer: Optimizer | Auto = "auto"
+    """Optimiser (auto: adamw to classify, else adam; of a YOLO network Ultralytics' own choice)."""
+    learning_rate: PositiveFloat | Auto = "auto"
+    """Peak learning rate (auto: 1e-3 of adamw, 1e-4 of adam, 0.1 of sgd, 1 of lars; of YOLO Ultralytics' own)."""
     learning_rate_scaling: Scaling = "none"
     """How the learning rate grows with the batch: times (batch / 256), its square root, or not at all."""
-    weight_decay: NotNegative = 0.05
-    """Weight decay."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target spread evenly over all classes."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """The learning rate after its warmup; plateau takes a tenth of it when looks find nothing better."""
+    plateau_patience: Positive = 3
+    """Looks without improvement after which plateau lowers the learning rate."""
+    weight_decay: NotNegative | Auto = "auto"
+    """Weight decay (auto: 0.05 of adamw, else 0)."""
     epochs: Positive = 50
     """Passes over the labelled images."""
     min_steps: Positive = 400
-    """Optimiser steps that are made at least, however few the labels."""
+    """Optimiser steps that are made at least, however few the labels; YOLO networks train for their epochs alone."""
     evaluations: Positive = 20
     """Evenly spaced looks at the validation images; the best of them gives the weights that are kept."""
     patience: Positive | None = None
     """Looks without improvement after which training stops early (none: it never does)."""
+
+    @model_validator(mode="after")
+    def _of_the_task(self) -> Self:
+        """Refuse what the task would ignore."""
+        owners = {
+            "decoder": ("segment",),
+            "loss": ("segment",),
+            "detector": ("detect",),
+            "label_smoothing": ("classify",),
+            "class_weights": ("classify", "segment"),
+        }
+        for name, tasks in owners.items():
+            if self.task not in tasks and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: task {self.task} has none (allowed with task {' or '.join(tasks)})")
+        return self
 
 
 class Probe(Data):
@@ -192,8 +231,8 @@ class Study(Data):
 
     name: str = "study"
     """What the report is called."""
-    task: Literal["classify"] = "classify"
-    """What is learned from the labels."""
+    task: Task = "classify"
+    """What is learned from the labels: classes of images, masks, or boxes."""
     model: str = "torchvision/resnet18"
     """MODEL: torchvision/NAME or timm/NAME."""
     model_args: dict[str, Any] = {}
@@ -203,7 +242,7 @@ class Study(Data):
     image_size: Pixels | Auto = "auto"
     """Height and width in pixels of what the backbone sees."""
     transfers: Annotated[tuple[Transfer, ...], BeforeValidator(listed), Field(min_length=1)] = ("probe", "finetune")
-    """How the backbone meets the labels: probe, head, finetune."""
+    """How the backbone meets the labels: probe, head, finetune; where masks or boxes are learned, finetune by default."""
     arms: dict[str, dict[str, Any] | str | None]
     """Named initialisations: none, settings of a pretraining, or given weights."""
     labels: Budgets = ("1", "5", "10", "all")
@@ -218,8 +257,26 @@ class Study(Data):
     """Settings of every probe."""
     grid: dict[str, list[Any]] = {}
     """Dotted settings, such as finetune.learning_rate, with the values to choose from on the validation images."""
-    score: Literal["accuracy", "balanced_accuracy", "macro_f1"] = "accuracy"
-    """The score that is compared."""
+    score: Score | Auto = "auto"
+    """The score that is compared (auto: accuracy; of masks iou, of boxes map50_95)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_task(cls, values: Any) -> Any:
+        """Put what suits the task in the place of auto."""
+        task = values.get("task", "classify")
+        if task not in SCORES:
+            return values
+        suits = {"transfers": ("probe", "finetune") if task == "classify" else ("finetune",), "score": SCORES[task][0]}
+        return {**values, **{name: value for name, value in suits.items() if values.get(name, "auto") == "auto"}}
+
+    @model_validator(mode="after")
+    def _of_the_task(self) -> Self:
+        if self.score not in SCORES[self.task]:
+            raise ValueError(f"score: task {self.task} has no {self.score} (allowed: {', '.join(SCORES[self.task])})")
+        if self.task != "classify" and "probe" in self.transfers:
+            raise ValueError(f"transfers: probe classifies images, task is {self.task} (allowed: head, finetune)")
+        return self
 
     @field_validator("arms")
     @classmethod

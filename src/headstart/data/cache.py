@@ -43,7 +43,7 @@ _LONG = 10.0  # seconds of reading that deserve a word
 _BLOCK = 1 << 20  # bytes
 _FACTS = b"headstart"  # the key in the metadata of the schema
 _PLAIN = sorted(  # fields that JSON has a form for
-    {field.name for field in fields(DataSet)} - {"index", "root", "images", "pixels", "objects", "bad"}
+    {field.name for field in fields(DataSet)} - {"index", "root", "images", "pixels", "objects", "mask_values", "bad"}
 )
 _STAMP = np.dtype((np.int64, 3))
 _GONE = (-1, -1, -1)
@@ -99,6 +99,7 @@ def _write(file: Path, data: DataSet, path: Path, stamps: pa.Table) -> None:
         "code": _code(),
         "root": _relative(data, path),
         "pixels": asdict(data.pixels),
+        "mask_values": data.mask_values,
         "bad": [[bad.path, bad.reason] for bad in data.bad],
         "objects": data.objects is not None,
     }
@@ -141,6 +142,7 @@ def _data_set(facts: dict[str, Any], index: pa.Table, objects: pa.Table | None, 
         root=_base(path) / facts["root"],
         pixels=Pixels(channels, tuple((low, high) for low, high in scale) if scale else None),
         objects=objects,
+        mask_values=tuple(map(tuple, facts["mask_values"])),
         bad=tuple(BadImage(name, reason) for name, reason in facts["bad"]),
     )
 

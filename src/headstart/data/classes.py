@@ -15,7 +15,8 @@ def select_classes(data: DataSet, classes: Mapping[str, tuple[str, ...]]) -> Dat
     """Return the data set with other classes.
 
     Images of other classes are left out; images without a label stay. Of boxes, those of other classes are left out,
-    and every image stays: one without boxes left is background.
+    and every image stays: one without boxes left is background. Of masks, pixels of other classes become void: they are
+    of no class, as those that were void before, and every image stays.
 
     Args:
         data: the data.
@@ -35,8 +36,10 @@ def select_classes(data: DataSet, classes: Mapping[str, tuple[str, ...]]) -> Dat
         labels = numbers[data.objects["label"].to_numpy()]
         kept = data.objects.set_column(1, OBJECTS.field("label"), pa.array(labels, pa.int32()))
         return _changed(data, tuple(classes), objects=kept.filter(pa.array(labels != NO_LABEL)))
-    if (data.labels == NO_LABEL).all():
-        raise UserError(f"classes: the classes of {data.name} are in its masks (allowed: those of images or boxes)")
+    if data.mask_values:
+        values = dict(zip(data.classes, data.mask_values, strict=True))
+        merged = tuple(tuple(value for name in names for value in values[name]) for names in classes.values())
+        return _changed(replace(data, mask_values=merged), tuple(classes))
     labels = numbers[data.labels.numpy()]
     rows = ((torch.from_numpy(labels) != NO_LABEL) | (data.labels == NO_LABEL)).nonzero().squeeze(1)
     place = data.index.column_names.index("label")
@@ -45,5 +48,6 @@ def select_classes(data: DataSet, classes: Mapping[str, tuple[str, ...]]) -> Dat
 
 
 def _changed(data: DataSet, classes: tuple[str, ...], objects: pa.Table | None = None) -> DataSet:
-    named = fingerprint(data.index, classes, data.fingerprint.encode(), objects)
+    values = repr(data.mask_values) if data.mask_values else ""
+    named = fingerprint(data.index, classes, f"{data.fingerprint}{values}".encode(), objects)
     return replace(data, classes=classes, objects=objects, fingerprint=named)

@@ -91,7 +91,8 @@ class DataSet:
         images: the pixels, uint8 ``[n c h w]``, if the data set came as an array.
         pixels: what decoded pixels are.
         objects: labelled boxes, the columns of ``OBJECTS``; None where the data have no boxes.
-        mask_values: what the pixels of each class are in the mask files; empty where the data have no masks.
+        mask_values: the values that pixels of each class have in the mask files, first the one to write; empty where
+            the data have no masks.
         bad: the files that were left out because they are broken.
         ignored: how many other files and links are in the folder.
     """
@@ -105,7 +106,7 @@ class DataSet:
     images: Tensor | None = None
     pixels: Pixels = RGB
     objects: pa.Table | None = None
-    mask_values: tuple[int, ...] = ()
+    mask_values: tuple[tuple[int, ...], ...] = ()
     bad: tuple[BadImage, ...] = ()
     ignored: int = 0
 

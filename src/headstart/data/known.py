@@ -102,6 +102,7 @@ KNOWN_DATA: dict[str, Callable[[Options], DataSet]] = {
     "cifar100": lambda options: _cifar("cifar100", "CIFAR100"),
     "stl10": lambda options: _stl10(),
     "oxford_pets": known_folders.oxford_pets,
+    "oxford_pets_trimaps": known_folders.oxford_pets_trimaps,
     "tiny_imagenet": known_folders.tiny_imagenet,
     "plant_seedlings": known_folders.plant_seedlings,
     "cats_vs_dogs": known_folders.cats_vs_dogs,

@@ -19,10 +19,10 @@ from headstart.errors import UserError
 
 
 class _Row(NamedTuple):
-    """An image: its path, its class, its split, where that is written, and its mask or None."""
+    """An image: its path, its class or None, its split, where that is written, and its mask or None."""
 
     image: str
-    label: str
+    label: str | None
     split: str
     where: str
     mask: str | None = None
@@ -32,6 +32,12 @@ def oxford_pets(options: Options) -> DataSet:
     """Return Oxford-IIIT Pet (Parkhi et al. 2012): 37 breeds, trimaps as masks, and the official trainval and test."""
     root = fetched("oxford_pets", "oxford-iiit-pet", "OxfordIIITPet")
     return cached(_open_pets, root, options)
+
+
+def oxford_pets_trimaps(options: Options) -> DataSet:
+    """Return the images of Oxford-IIIT Pet whose classes are those of their trimaps: foreground, background, border."""
+    root = fetched("oxford_pets_trimaps", "oxford-iiit-pet", "OxfordIIITPet")
+    return cached(_open_trimaps, root, options)
 
 
 def tiny_imagenet(options: Options) -> DataSet:
@@ -111,12 +117,18 @@ def _open(name: str, root: Path, rows: Iterator[_Row], options: Options) -> Data
     columns = list(map(list, zip(*rows, strict=True))) or [[] for _ in _Row._fields]
     table = pa.table([pa.array(column, pa.string()) for column in columns], names=list(_Row._fields))
     places = table["where"]
-    table = table.drop_columns(["where"] + ["mask"] * (table["mask"].null_count == len(table)))
+    empty = [column for column in ("label", "mask") if table[column].null_count == len(table)]
+    table = table.drop_columns(["where", *empty])
     return open_rows(name, root, table, options, layout="a known data set", where=lambda row: str(places[row].as_py()))
 
 
 def _open_pets(root: Path, options: Options) -> DataSet:
     return _open("oxford_pets", root, _pets(root), options)
+
+
+def _open_trimaps(root: Path, options: Options) -> DataSet:
+    rows = (row._replace(label=None) for row in _pets(root))
+    return _open("oxford_pets_trimaps", root, rows, options)
 
 
 def _open_tiny(root: Path, options: Options) -> DataSet:

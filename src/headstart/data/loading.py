@@ -10,18 +10,21 @@ Images take one of two paths, which give the same views up to the rounding of cr
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from headstart.contracts import Batch
+from headstart.contracts import Batch, Objects
 from headstart.data.images import Decoded, decode_all
 from headstart.data.index import DataSet
 from headstart.data.sampling import EveryImage, Sampler
 from headstart.data.schedule import InOrder, Steps
 from headstart.data.streaming import TRIES, Crops, read_parts
+from headstart.data.targets import ObjectsOf, Targets, all_masks
 from headstart.errors import UserError
-from headstart.views import PRESETS, Augment, finish, render
+from headstart.views import PRESETS, Augment, Key, finish, finish_masks, render, render_masks, view_objects
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1; torchvision's and timm's weights expect them
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,6 +63,7 @@ class ViewLoader:
         seed: int = 0,
         sampler: Sampler | None = None,
         labels: Tensor | None = None,
+        targets: Targets = "labels",
         workers: int = 0,
         device: torch.device | str = "cpu",
         mean: Sequence[float] | None = None,
@@ -82,6 +86,7 @@ class ViewLoader:
             sampler: draws positions in ``rows`` for each step, in ``parts * world`` pieces; None draws every image once
                 per epoch.
             labels: what the batches show instead of the data set's own labels, int64, one for each of its images.
+            targets: what the batches show beside the views: class numbers, or of a single view its masks or objects.
             workers: processes that decode; 0 decodes in this one.
             device: where the views are made.
             mean: of each channel, subtracted from pixels in 0..1; None for those of ``normalisation``.
@@ -93,17 +98,21 @@ class ViewLoader:
         sampler = sampler or EveryImage(len(rows), batch_size, seed, parts * world)
         assert sampler.batch_size == batch_size
         schedule = Steps(sampler, start, stop, parts, rank, world)
-        self._crops = Crops(dataset, rows, augments, image_size, seed, schedule, replace=True)
+        assert targets == "labels" or len(augments) == 1
+        assert {"labels": True, "masks": dataset.mask_values, "objects": dataset.objects is not None}[targets]
+        masks = targets == "masks"
+        self._crops = Crops(dataset, rows, augments, image_size, seed, schedule, replace=True, masks=masks)
         self._labels = dataset.labels if labels is None else labels
         assert len(self._labels) == dataset.count
-        self._options = (workers, torch.device(device), *_or_usual(mean, std, dataset))
+        self._objects = dataset.objects if targets == "objects" else None
+        self._options = (workers, torch.device(device), *mean_and_deviation(mean, std, dataset))
         self.bad: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._crops)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._crops, self._labels, self.bad, *self._options)
+        return _batches(self._crops, self._labels, self.bad, *self._options, objects=self._objects)
 
 
 def normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -146,12 +155,14 @@ def images_at(
     """
     schedule = InOrder(len(rows), batch_size)
     crops = Crops(dataset, rows, (PRESETS["none"],), image_size, 0, schedule, replace=False)
-    yield from _batches(crops, dataset.labels, {}, workers, torch.device(device), *_or_usual(mean, std, dataset))
+    usual = mean_and_deviation(mean, std, dataset)
+    yield from _batches(crops, dataset.labels, {}, workers, torch.device(device), *usual)
 
 
-def _or_usual(
+def mean_and_deviation(
     mean: Sequence[float] | None, std: Sequence[float] | None, dataset: DataSet
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what is given, and those of ``normalisation`` for the data set where it is None."""
     usual_mean, usual_std = normalisation(dataset.pixels.channels)
     return tuple(usual_mean if mean is None else mean), tuple(usual_std if std is None else std)
 
@@ -165,7 +176,8 @@ def resident(dataset: DataSet, device: torch.device) -> Decoded | None:
     if dataset.images is not None:
         return Decoded(dataset.images.to(device), {})
     height, width = dataset.sizes[0].tolist()
-    size = dataset.pixels.channels * height * width * (4 if dataset.pixels.range else 1)
+    depth = dataset.pixels.channels * (4 if dataset.pixels.range else 1) + (2 if dataset.mask_values else 0)
+    size = depth * height * width  # bytes, with those of the mask
     if (dataset.sizes != dataset.sizes[0]).any() or size * dataset.count > _room(device):
         return None
     files = (dataset.file(row) for row in range(dataset.count))
@@ -173,11 +185,27 @@ def resident(dataset: DataSet, device: torch.device) -> Decoded | None:
     return Decoded(decoded.images.to(device), decoded.failures)
 
 
+@lru_cache(maxsize=2)
+def resident_masks(dataset: DataSet, device: torch.device) -> Decoded:
+    """Return the masks of a data set whose images are resident, on the device."""
+    masks = all_masks(dataset)
+    return Decoded(masks.images.to(device), masks.failures)
+
+
 def _room(device: torch.device) -> int:
     """Return how many bytes of images may be kept on the device."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // 4
     return min(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+
+
+class _Shown(NamedTuple):
+    """A batch before normalisation: which images, their views, and the masks or objects in the first of these."""
+
+    rows: Tensor
+    views: list[Tensor]
+    masks: Tensor | None = None
+    objects: tuple[Objects, ...] = ()
 
 
 def _batches(
@@ -188,21 +216,27 @@ def _batches(
     device: torch.device,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    *,
+    objects: pa.Table | None = None,
 ) -> Iterator[Batch]:
+    found = ObjectsOf(objects, device) if objects is not None else None
     store = resident(crops.dataset, device)
-    rendered = _rendered(crops, store, bad) if store else _finished(crops, bad, workers, device)
+    shown = _rendered(crops, store, bad, found) if store else _finished(crops, bad, workers, device, found)
     offset = torch.tensor(mean, device=device).view(-1, 1, 1)
     scale = torch.tensor(std, device=device).view(-1, 1, 1)
     labels = labels.to(device)
-    for rows, views in rendered:
+    for rows, views, masks, boxes in shown:
         if len(rows):
-            yield Batch(tuple((view - offset) / scale for view in views), labels[rows], rows)
+            seen = labels[rows] if masks is None else masks
+            yield Batch(tuple((view - offset) / scale for view in views), seen, rows, boxes)
 
 
-def _rendered(crops: Crops, store: Decoded, bad: dict[str, str]) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield rows and views of batches whose pixels lie on the device."""
-    broken = torch.isin(crops.rows, torch.tensor(list(store.failures), dtype=torch.int64))
-    failures = {crops.dataset.paths[row].as_py(): store.failures[row] for row in crops.rows[broken].tolist()}
+def _rendered(crops: Crops, store: Decoded, bad: dict[str, str], objects: ObjectsOf | None) -> Iterator[_Shown]:
+    """Yield batches whose pixels lie on the device."""
+    masks = resident_masks(crops.dataset, store.images.device) if crops.masks else None
+    reasons = {**(masks.failures if masks else {}), **store.failures}
+    broken = torch.isin(crops.rows, torch.tensor(list(reasons), dtype=torch.int64))
+    failures = {crops.dataset.paths[row].as_py(): reasons[row] for row in crops.rows[broken].tolist()}
     _record(failures, bad, len(crops.rows))
     good = (~broken).nonzero().squeeze(1)
     for index in range(len(crops)):
@@ -212,31 +246,42 @@ def _rendered(crops: Crops, store: Decoded, bad: dict[str, str]) -> Iterator[tup
         else:
             positions, repeats = positions[~broken[positions]], repeats[~broken[positions]]
         rows = crops.rows[positions].to(store.images.device)
-        images = store.images[rows]
-        yield (
+        images, boxes = store.images[rows], crops.boxes(step, rows, repeats) if objects else None
+        keys = [crops.key(step, rows, repeats, view) for view in range(len(crops.augments))]
+        yield _Shown(
             rows,
-            [
-                render(images, augment, crops.key(step, rows, repeats, view), augment.pixels(crops.image_size))
-                for view, augment in enumerate(crops.augments)
-            ],
+            [render(images, *view) for view in zip(crops.augments, keys, crops.sides, strict=True)],
+            render_masks(masks.images[rows], crops.augments[0], keys[0], crops.sides[0]) if masks else None,
+            _objects(crops, objects, rows, boxes, keys[0]),
         )
 
 
 def _finished(
-    crops: Crops, bad: dict[str, str], workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield rows and views of batches whose crops come from workers."""
+    crops: Crops, bad: dict[str, str], workers: int, device: torch.device, objects: ObjectsOf | None
+) -> Iterator[_Shown]:
+    """Yield batches whose crops come from workers."""
     for part in read_parts(crops, workers, pin=device.type == "cuda"):
         _record(part.failures, bad, len(crops.rows))
         rows = part.rows.to(device, non_blocking=True)
         pixels = [crop.to(device, non_blocking=True) for crop in part.crops]
-        yield (
+        keys = [crops.key(part.step, rows, part.repeats, view) for view in range(len(crops.augments))]
+        boxes = crops.boxes(part.step, part.rows, part.repeats).to(device) if objects else None
+        masks = part.masks.to(device, non_blocking=True) if part.masks is not None else None
+        yield _Shown(
             rows,
-            [
-                finish(pixels[view], augment, crops.key(part.step, rows, part.repeats, view))
-                for view, augment in enumerate(crops.augments)
-            ],
+            [finish(*view) for view in zip(pixels, crops.augments, keys, strict=True)],
+            finish_masks(masks, crops.augments[0], keys[0]) if masks is not None else None,
+            _objects(crops, objects, rows, boxes, keys[0]),
         )
+
+
+def _objects(
+    crops: Crops, objects: ObjectsOf | None, rows: Tensor, boxes: Tensor | None, key: Key
+) -> tuple[Objects, ...]:
+    """Return the objects in the first views, none where they are not wanted."""
+    if objects is None or boxes is None or not len(rows):
+        return ()
+    return view_objects(objects(rows), boxes[0], crops.augments[0], key, crops.sides[0])
 
 
 def _record(failures: dict[str, str], bad: dict[str, str], count: int) -> None:

@@ -41,6 +41,11 @@ class Meaning(NamedTuple):
     classes: tuple[str, ...]
     values: tuple[int, ...]
 
+    @property
+    def mask_values(self) -> tuple[tuple[int, ...], ...]:
+        """The values of each class as a data set has them: one each, before classes become one."""
+        return tuple((value,) for value in self.values)
+
 
 def is_masks(folder: Path) -> bool:
     """Return whether the folder, or a folder of a split in it, has both ``images`` and ``masks``."""
@@ -84,7 +89,7 @@ def open_masks(folder: Path, options: Options) -> DataSet:
         bad=bad,
         options=options,
     )
-    return replace(data, mask_values=meant.values)
+    return replace(data, mask_values=meant.mask_values)
 
 
 def read_masks(folder: Path, columns: pa.Table, masks: Sequence[str | None]) -> tuple[list[Mask | BadImage], Meaning]:
@@ -146,19 +151,20 @@ def meaning(seen: set[int], names: Sequence[str], folder: Path) -> Meaning:
     return Meaning(tuple(str(value) for value in sorted(without_void)), tuple(sorted(without_void)))
 
 
-def read_mask(path: Path, values: Sequence[int]) -> Tensor:
+def read_mask(path: Path, values: Sequence[Sequence[int]]) -> Tensor:
     """Return the class of each pixel of a mask, int16 ``[h w]``; -1 where it is of no class.
 
     Args:
         path: the mask; of a palette image the indices are the values.
-        values: of each class, as in ``DataSet.mask_values``.
+        values: those of each class, as in ``DataSet.mask_values``; any other is of no class.
 
     Raises:
         DecodeError: the file is broken, or has colours.
     """
     stored = _stored(path)
-    classes = np.full(max(int(stored.max(initial=0)), *values) + 1, NO_LABEL, np.int16)
-    classes[list(values)] = np.arange(len(values))
+    classes = np.full(max(int(stored.max(initial=0)), *map(max, values)) + 1, NO_LABEL, np.int16)
+    for number, of_class in enumerate(values):
+        classes[list(of_class)] = number
     return torch.from_numpy(classes[stored])
 
 

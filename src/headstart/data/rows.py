@@ -80,7 +80,7 @@ def open_rows(name: str, root: Path, rows: pa.Table, options: Options, *, layout
         bad=bad,
         options=options,
     )
-    return replace(data, mask_values=meant.values)
+    return replace(data, mask_values=meant.mask_values)
 
 
 class Numbered(NamedTuple):

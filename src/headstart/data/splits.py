@@ -34,7 +34,8 @@ def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Spli
     * train and test: 15 % of each class of train become val.
     * train and val: val is the held-out benchmark, as for ImageNet, and becomes test; val is cut as above.
     * no splits, or train alone: 60 % train, 20 % val, 20 % test of each class.
-    * images without labels (or of one class) are cut nowhere: without splits everything is train.
+    * images without labels (or of one class) are cut nowhere: without splits everything is train. Images with masks or
+      boxes are cut as if they were of one class.
 
     Where the data have groups, such as the crops of one picture, the cut keeps each of them in one split; shares are
     then met as well as the groups allow, and images without a label that belong to a held-out group are left out.
@@ -51,23 +52,38 @@ def split(dataset: DataSet, *, seed: int = 0, needs_labels: bool = True) -> Spli
     """
     train, val, test, unlabelled = (_rows(dataset, code) for code in (TRAIN, VAL, TEST, UNLABELLED))
     train = torch.cat([_rows(dataset, NO_SPLIT), train])
+    labels = strata(dataset)
     if len(train) + len(unlabelled) == 0:
         raise UserError(
             f"data: {dataset.name} has no training images (allowed: train/, unlabelled/ or no split folders)"
         )
     if len(val) and not len(test):
         val, test = test, val
-    if len(dataset.classes) > 1 and len(train):
+    if (len(dataset.classes) > 1 or labels is not dataset.labels) and len(train):
         shares = () if len(val) else (VAL_SHARE_OF_TRAIN,) if len(test) else (VAL_SHARE, TEST_SHARE)
         if needs_labels:
-            _check_classes(dataset, train, 1 + len(shares))
+            _check_classes(dataset, labels, train, 1 + len(shares))
         if dataset.groups is None:
-            train, *cut = _cut(dataset.labels, train, shares, seed)
+            train, *cut = _cut(labels, train, shares, seed)
         else:
-            train, *cut = _cut_groups(dataset, train, shares, seed, needs_labels)
+            train, *cut = _cut_groups(dataset, labels, train, shares, seed, needs_labels)
         val = cut[0] if cut else val
         test = cut[1] if len(cut) > 1 else test
     return Splits(train, val, test, unlabelled)
+
+
+def strata(dataset: DataSet) -> Tensor:
+    """Return what splits and budgets keep in proportion, int64 ``[n]``: the labels of the images.
+
+    Where no image has a label but some have masks or boxes: 0 for these, -1 for those without.
+    """
+    if (dataset.labels >= 0).any():
+        return dataset.labels
+    if dataset.objects is not None:
+        return torch.zeros_like(dataset.labels)
+    if dataset.mask_values:
+        return torch.from_numpy(dataset.index["mask"].is_valid().to_numpy().astype("int64")) - 1
+    return dataset.labels
 
 
 @dataclass(frozen=True)
@@ -198,11 +214,11 @@ def _cut(labels: Tensor, rows: Tensor, shares: tuple[float, ...], seed: int) -> 
 
 
 def _cut_groups(
-    dataset: DataSet, rows: Tensor, shares: tuple[float, ...], seed: int, needs_labels: bool
+    dataset: DataSet, strata: Tensor, rows: Tensor, shares: tuple[float, ...], seed: int, needs_labels: bool
 ) -> list[Tensor]:
     """Return the rows that stay, and for each share the labelled rows of whole groups that are cut off."""
     assert dataset.groups is not None
-    groups, labels = dataset.groups[rows], dataset.labels[rows]
+    groups, labels = dataset.groups[rows], strata[rows]
     count, pieces = len(torch.unique(groups)), 1 + len(shares)
     if count < pieces and needs_labels:
         raise UserError(
@@ -221,13 +237,15 @@ def _cut_groups(
     return [rows[parts == 0], *(rows[(parts == part) & (labels >= 0)] for part in range(1, pieces))]
 
 
-def _check_classes(dataset: DataSet, train: Tensor, pieces: int) -> None:
-    labels = dataset.labels[train]
-    counts = torch.bincount(labels[labels >= 0], minlength=len(dataset.classes))
+def _check_classes(dataset: DataSet, strata: Tensor, train: Tensor, pieces: int) -> None:
+    labels = strata[train]
+    known = len(dataset.classes) if strata is dataset.labels else 1
+    counts = torch.bincount(labels[labels >= 0], minlength=known)
     small = int(counts.argmin())
     if counts[small] < pieces:
+        name = f"class '{dataset.classes[small]}'" if strata is dataset.labels else dataset.name
         raise UserError(
-            f"data: class '{dataset.classes[small]}' has {int(counts[small])} training images"
+            f"data: {name} has {int(counts[small])} training images"
             f" (allowed: at least {pieces}, one for train and one for each split that is cut from it)"
         )
 

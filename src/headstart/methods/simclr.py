@@ -12,12 +12,12 @@ from headstart.contracts import Backbone, Batch, Method, Recipe, Recipes
 from headstart.distributed import gather
 from headstart.losses.contrastive import nt_xent
 from headstart.nets import mlp
-from headstart.settings import Positive, PositiveFloat
+from headstart.settings import Auto, Positive, PositiveFloat
 
 
 @final
 class SimCLR(Method):
-    """SimCLR with the two-layer projector of the paper, whose hidden layer is as wide as the features."""
+    """SimCLR with the two-layer projector of the paper, whose hidden layer is as wide as the features (auto)."""
 
     paper = "Chen et al. 2020, arXiv:2002.05709"
     views = ("simclr", "simclr")
@@ -29,10 +29,17 @@ class SimCLR(Method):
     )
     remedy = "a lower learning rate, a larger batch or a higher temperature"
 
-    def __init__(self, backbone: Backbone, *, temperature: PositiveFloat = 0.2, projection_dim: Positive = 128) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        temperature: PositiveFloat = 0.2,
+        hidden_dim: Positive | Auto = "auto",
+        projection_dim: Positive = 128,
+    ) -> None:
         super().__init__(backbone)
         self.temperature = temperature  # 0.1 in the paper at batch 4096, 0.5 in its CIFAR-10 recipe (app. B.9)
-        self.projector = mlp([backbone.dim, backbone.dim, projection_dim])
+        self.projector = mlp([backbone.dim, backbone.dim if hidden_dim == "auto" else hidden_dim, projection_dim])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the NT-Xent loss of the two views (fig. 2 of the paper)."""

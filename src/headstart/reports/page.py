@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from headstart.errors import UserError
+from headstart.reports.confusion import SHARES, SideBySide, read_answers, side_by_side
 from headstart.reports.facts import key_facts, questions, saved_tables
 from headstart.reports.figures import curve_figures, panels, save_curves_png, styles
 from headstart.reports.table import (
@@ -39,8 +40,9 @@ def report(folder: Path) -> Path:
     Raises:
         UserError: the folder is not that of a study, or one of its files cannot be read.
     """
-    summary = _summary(folder)
-    page = render(summary, _results(folder), _text(folder / "study.yaml"), _json(folder / "environment.json") or {})
+    summary, results = _summary(folder), _results(folder)
+    pairs = side_by_side(summary, read_answers(folder, results))
+    page = render(summary, results, pairs, _text(folder / "study.yaml"), _json(folder / "environment.json") or {})
     save_curves_png(summary, folder / "curves.png")
     temporary = folder / ".report.html.part"
     temporary.write_text(page, encoding="utf-8")
@@ -65,7 +67,13 @@ def _summary(folder: Path) -> Summary:
     return summary
 
 
-def render(summary: Summary, results: list[dict[str, str]], study: str, environment: Mapping[str, Any]) -> str:
+def render(
+    summary: Summary,
+    results: Sequence[Mapping[str, str]],
+    pairs: Sequence[SideBySide],
+    study: str,
+    environment: Mapping[str, Any],
+) -> str:
     """Return the page as HTML; every string from the study is escaped."""
     loader = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -94,6 +102,9 @@ def render(summary: Summary, results: list[dict[str, str]], study: str, environm
         styles=styles(summary),
         marks=MARKS,
         verdicts=VERDICTS,
+        pairs=pairs,
+        shares=SHARES,
+        tested="pixels" if summary["task"] == "segment" else "images",
         results=results,
         study=study,
         environment=yaml.safe_dump(dict(environment), sort_keys=False, allow_unicode=True) if environment else "",

@@ -16,7 +16,7 @@ Kind = Literal["pretrain", "probe", "head", "finetune"]
 _RESERVED = {
     "pretrain": ("labels", "seed"),
     "probe": ("labels", "seeds", "seed", "init", *Data.model_fields),
-    "finetune": ("labels", "transfer", "seed", "init", *Data.model_fields),
+    "finetune": ("task", "labels", "transfer", "seed", "init", *Data.model_fields),
 }
 
 
@@ -149,7 +149,8 @@ def _transfers(
             yield _cell("probe", arm, seed, settings, init, choice, fingerprint, needs=needs)
             continue
         for labels, more in itertools.product(study.labels, choices(study, "finetune")):
-            given = {**shared(study), **study.finetune, "transfer": transfer, "labels": labels, "seed": seed}
+            own = {"task": study.task, "transfer": transfer, "labels": labels, "seed": seed}
+            given = {**shared(study), **study.finetune, **own}
             settings = _settings(Finetune, "finetune", chosen({**given, "init": init}, more))
             yield _cell(transfer, arm, seed, settings, init, {**choice, **more}, fingerprint, needs=needs)
 

@@ -8,11 +8,12 @@ from headstart.backbones.given import initialise
 from headstart.config import Finetune, Pretrain, Study
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.splits import label_subset, parse_budget, split
+from headstart.data.splits import label_subset, parse_budget, split, strata
 from headstart.errors import UserError
 from headstart.studies.plan import Prepared, arm_settings, choices, chosen, shared
 from headstart.training.machine import default_workers, device_name
-from headstart.verbs import finetune, pretrain, resolve, start
+from headstart.verbs import finetune, pretrain, start
+from headstart.verbs.finetuning import dispatch
 
 
 def prepare(study: Study) -> Prepared:
@@ -25,17 +26,18 @@ def prepare(study: Study) -> Prepared:
     for labels in study.labels:
         parse_budget(labels)
     data = start.opened(study)
-    data.require_labels("data")
+    dispatch.require(study.task, data)
     splits = split(data)
+    classes = data.classes if study.task == "classify" else ()
     for labels in study.labels:
-        label_subset(data.labels, splits.train, labels, 0, classes=data.classes)
+        label_subset(strata(data), splits.train, labels, 0, classes=classes)
     study = start.recorded(study, data)
-    study = study.updated(image_size=resolve.image_size(study.image_size, facts.native_size(data)))
+    study = study.updated(image_size=dispatch.image_size(study.task, "none", study.image_size, data))
     labelled: list[str] = []
     for arm, init in study.arms.items():
         if isinstance(init, Mapping):
             labelled += [arm] if _check_pretraining(study, arm, init, data) else []
-    finetune.check(Finetune.create(**{**shared(study), **study.finetune}))
+    finetune.check(Finetune.create(**{**shared(study), **study.finetune, "task": study.task}))
     _check_backbones(study)
     described = facts.describe(data, {name: getattr(splits, name) for name in start.PARTS})
     return Prepared(study, described, device_name(), default_workers(int(study.image_size)), tuple(labelled))

@@ -12,19 +12,25 @@ from headstart.studies.plan import Cell
 KEYS = ("arm", "transfer", "labels", "seed")
 
 
-def collect(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
-    """Return a row for every finished evaluation; ``chosen`` marks the point of the grid that is best on validation."""
+def collect(cells: Sequence[Cell], folder: Path, looked: str) -> list[dict[str, Any]]:
+    """Return a row for every finished evaluation; ``chosen`` marks the point of the grid that is best on validation.
+
+    Args:
+        cells: of the study.
+        folder: of their runs.
+        looked: the score that is looked at on validation images.
+    """
     rows = [row for cell in cells if cell.kind != "pretrain" for row in _rows(cell, folder)]
-    chosen = choose(rows)
+    chosen = choose(rows, looked)
     return [{**row, "chosen": row in chosen} for row in rows]
 
 
-def choose(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return for each arm, transfer, budget and seed the row with the best validation accuracy; of equals the first."""
+def choose(rows: Iterable[Mapping[str, Any]], looked: str) -> list[Mapping[str, Any]]:
+    """Return for each arm, transfer, budget and seed the row with the best validation score; of equals the first."""
     best: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in KEYS)
-        if key not in best or row["val_accuracy"] > best[key]["val_accuracy"]:
+        if key not in best or row[f"val_{looked}"] > best[key][f"val_{looked}"]:
             best[key] = row
     return list(best.values())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headstart import runs
-from headstart.config import Study
+from headstart.config import SCORES, Study
 from headstart.errors import UserError
 from headstart.progress import say
 from headstart.reports.page import report
@@ -89,7 +89,7 @@ def conclude(
         UserError: no evaluation of the baseline or of another arm was finished.
     """
     settings, data = prepared.study, prepared.data
-    rows = collect(cells, folder / CELLS)
+    rows = collect(cells, folder / CELLS, SCORES[settings.task][0])
     runs.write_text(folder / RESULTS, to_csv(rows))
     chosen = [{**row, "score": row[settings.score]} for row in rows if row["chosen"]]
     if not any(row["arm"] == settings.baseline for row in chosen) or len({row["arm"] for row in chosen}) < 2:
@@ -97,7 +97,7 @@ def conclude(
         raise UserError(f"study: too few cells were finished for a comparison; the first error: {first}")
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     summary = {
-        **summarise(chosen, baseline=settings.baseline, score=settings.score, classes=len(data["classes"])),
+        **summarise(chosen, baseline=settings.baseline, score=settings.score, classes=_classes(settings, data)),
         "name": settings.name,
         "data": {
             **{key: data[key] for key in ("name", "images", "classes", "fingerprint")},
@@ -120,6 +120,11 @@ def conclude(
     lost = f"{len(failed)} of {len(cells)} cells failed; run the study again to try them again\n" if failed else ""
     text = f"{text_table(summary)}\n\n{lost}report: {page}"
     return Result(folder, settings.model_dump(mode="json"), summary, text)
+
+
+def _classes(settings: Study, data: Mapping[str, Any]) -> int | None:
+    """Return the number of classes that a budget counts labels of; masks and boxes are counted by images."""
+    return len(data["classes"]) if settings.task == "classify" else None
 
 
 def _failed(cell: Cell, error: str) -> dict[str, Any]:

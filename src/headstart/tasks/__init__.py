@@ -2,7 +2,11 @@
 
 from headstart.contracts import Objective
 from headstart.tasks.classification import Classifier
+from headstart.tasks.detection import Detector
+from headstart.tasks.segmentation import Segmenter
 
 TASKS: dict[str, type[Objective]] = {
     "classify": Classifier,
+    "segment": Segmenter,
+    "detect": Detector,
 }

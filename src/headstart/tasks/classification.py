@@ -18,14 +18,26 @@ class Classifier(Objective):
         classes: number of classes.
         freeze: train the head alone. The backbone then keeps the statistics of its normalisation too.
         label_smoothing: share of the target spread evenly over all classes.
+        class_weights: of each class in the loss, ``[classes]``; None for equal ones.
     """
 
-    def __init__(self, backbone: Backbone, *, classes: int, freeze: bool = False, label_smoothing: float = 0.0) -> None:
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        classes: int,
+        freeze: bool = False,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, classes)
         self.freeze = freeze
         self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights, persistent=False)
         backbone.requires_grad_(not freeze)
         # As published weights are fine-tuned: the new head starts at no opinion, so its first gradients do not tear
         # at the features before it has learned anything.
@@ -46,8 +58,8 @@ class Classifier(Objective):
         return self.head(features)  # type: ignore[no-any-return]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the cross entropy, and the share of right answers."""
+        """Return the cross entropy, a mean weighted by the classes' weights, and the share of right answers."""
         logits = self.logits(batch.views[0])
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(logits, batch.labels, self.class_weights, label_smoothing=self.label_smoothing)
         right = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "train_accuracy": right}

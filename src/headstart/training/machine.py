@@ -49,13 +49,16 @@ def resolve_devices(devices: int | Auto) -> int:
     return devices
 
 
-def build_fabric(precision: str, devices: int) -> Fabric:
-    """Return Fabric with its processes launched; on more than one device this process is started once for each."""
+def build_fabric(precision: str, devices: int, *, idle: bool = False) -> Fabric:
+    """Return Fabric with its processes launched; on more than one device this process is started once for each.
+
+    ``idle`` says that some weights may get no gradient, such as a last normalisation that feature maps do not pass.
+    """
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
-        strategy=DDPStrategy(**_DDP) if devices > 1 else "auto",
+        strategy=DDPStrategy(**_DDP, find_unused_parameters=idle) if devices > 1 else "auto",
         precision=_PRECISIONS[precision],
     )
     fabric.launch()

@@ -16,7 +16,7 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     peak: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Return SGD with momentum 0.9, LARS with momentum 0.9 and trust coefficient 0.001, or AdamW.
+    """Return SGD with momentum 0.9, LARS with momentum 0.9 and trust coefficient 0.001, AdamW, or Adam.
 
     Biases and the weights of normalisations (tensors of one dimension) are neither decayed nor scaled by LARS
     (SimCLR sec. 2.1 and BYOL sec. 3.2). The learning rate is set before every step by the loop, but
@@ -36,6 +36,8 @@ def build_optimizer(
         return Lars(groups, lr=peak, momentum=0.9, trust_coeff=0.001)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=peak, betas=betas, fused=True)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=peak, betas=betas, fused=True)
     assert name == "sgd", name
     return torch.optim.SGD(groups, lr=peak, momentum=0.9, fused=True)
 

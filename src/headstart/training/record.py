@@ -84,11 +84,11 @@ class Recorder:
         due = self.save_last if last else time.monotonic() - self._saved >= 60 * self.minutes
         return bool(self.fabric.broadcast(due)) if self.fabric.world_size > 1 else due
 
-    def save(self, step: Step, objective: nn.Module, optimizer: Optimizer) -> None:
-        """Write the checkpoint from which the run can go on."""
+    def save(self, step: Step, objective: nn.Module, optimizer: Optimizer, **more: Any) -> None:
+        """Write the checkpoint from which the run can go on; ``more`` is kept in it."""
         if self.run is not None:
             state, moments = objective.state_dict(), optimizer.state_dict()
-            checkpoint.save(self.run.folder / LAST, step=step.step, objective=state, optimizer=moments)
+            checkpoint.save(self.run.folder / LAST, step=step.step, objective=state, optimizer=moments, **more)
         self._saved = time.monotonic()
 
     def facts(self) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""The verb ``finetune``: from a backbone and some labels to a classifier, and its scores on test images."""
+"""The verb ``finetune``: from a backbone and some labels to a task, and its scores on test images."""
 
 from pathlib import Path
 from typing import Any
 
 from headstart import runs
 from headstart.backbones.given import initialise, run_settings
-from headstart.config import Finetune
+from headstart.config import SCORES, Finetune
 from headstart.data import facts
 from headstart.data.index import DataSet
-from headstart.data.splits import label_subset, parse_budget, split
-from headstart.progress import say
+from headstart.data.splits import label_subset, parse_budget, split, strata
 from headstart.settings import signature
-from headstart.tasks.classification import Classifier
 from headstart.training.machine import (
     build_fabric,
     device_name,
@@ -20,9 +18,26 @@ from headstart.training.machine import (
     resolve_precision,
 )
 from headstart.verbs import parameters, resolve, start
+from headstart.verbs.finetuning import dispatch as tasks
 from headstart.verbs.result import Result
-from headstart.verbs.supervised import Supervised
 from headstart.views import preset
+
+NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
+    "iou": "IoU",
+    "dice": "Dice",
+    "pixel_accuracy": "pixel accuracy",
+    "map50": "mAP50",
+    "map50_95": "mAP50-95",
+    "ap_small": "AP of small objects",
+}
+SHOWN = {
+    "classify": ("accuracy", "balanced_accuracy", "macro_f1"),
+    "segment": ("iou", "dice", "pixel_accuracy"),
+    "detect": ("map50_95", "map50", "ap_small"),
+}
 
 
 def finetune(
@@ -34,7 +49,7 @@ def finetune(
     quiet: bool = False,
     **given: Any,
 ) -> Result:
-    """Train a classifier on a label budget, and score it once on the test images.
+    """Train a classifier, a segmenter or a detector on a label budget, and score it once on the test images.
 
     The weights that are kept are the best of ``evaluations`` looks at the validation images.
 
@@ -88,42 +103,31 @@ def run_finetune(
     lean: bool = False,
 ) -> Result:
     """Train on an opened data set with checked settings; a lean run leaves neither plots nor checkpoints behind."""
-    data.require_labels("data")
+    tasks.require(settings.task, data)
     splits = split(data)
-    rows = label_subset(data.labels, splits.train, settings.labels, settings.seed, classes=data.classes)
-    size = start.image_size(settings.init, settings.image_size, data)
+    classes = data.classes if settings.task == "classify" else ()
+    rows = label_subset(strata(data), splits.train, settings.labels, settings.seed, classes=classes)
+    size = tasks.image_size(settings.task, settings.init, settings.image_size, data)
     begun = initialise(
         settings.init,
         model=settings.model,
         model_args=settings.model_args,
-        stem=settings.stem,
+        stem=tasks.stem(settings),
         image_size=size,
         channels=data.pixels.channels,
         seed=settings.seed,
     )
     settings = start.recorded(settings, data).updated(model=begun.model, model_args=begun.model_args, stem=begun.stem)
     settings = resolve.finetune(settings, len(rows), size)
-    classifier = Classifier(
-        begun.backbone,
-        classes=len(data.classes),
-        freeze=settings.transfer == "head",
-        label_smoothing=settings.label_smoothing,
-    )
-    fabric = build_fabric(settings.precision, int(settings.devices))
-    training = Supervised(settings, data, splits, rows, classifier, fabric)
+    fabric = build_fabric(settings.precision, int(settings.devices), idle=settings.task != "classify")
+    learned = tasks.Learned(settings, data, splits, rows, begun, fabric)
     run = None
     if fabric.is_global_zero:
         parts = {"labelled": rows, **{name: getattr(splits, name) for name in start.PARTS}}
         known = {"verb": "finetune", "device": device_name(), "data": facts.describe(data, parts)}
         run = runs.create(folder, settings, known, resume=resume, overwrite=overwrite)
-        if not quiet:
-            _announce(training, folder)
-            if begun.matched is not None:
-                say(begun.matched.describe())
     try:
-        best, took = training.train(run, start.last_checkpoint(folder, resume), quiet=quiet, lean=lean)
-        if run is not None:
-            training.hand_over(run, best, took, lean=lean)
+        tasks.train(learned, run, resume=resume, quiet=quiet, lean=lean)
     finally:
         if run is not None:
             run.release()
@@ -131,26 +135,15 @@ def run_finetune(
     return result(folder)
 
 
-def _announce(training: Supervised, folder: Path) -> None:
-    settings, data = training.settings, training.data
-    say(f"{data.name}: {len(training.rows)} labelled images of {len(data.classes)} classes, {data.layout}")
-    say(
-        f"{settings.transfer} of {settings.model} ({settings.stem} stem) from {settings.init} at "
-        f"{settings.image_size} px, views {settings.views}, "
-        f"{training.steps} steps of batch {settings.batch_size}, {settings.optimizer} at "
-        f"{settings.learning_rate}, {settings.precision}; all settings in {folder / runs.CONFIG}"
-    )
-
-
 def result(folder: Path) -> Result:
     """Return what a finished run in a folder left behind."""
     found = runs.read_result(folder)
     assert found is not None
-    scores = found["scores"]
+    scores, task = found["scores"], found["config"]["task"]
+    shown = ", ".join(f"{NAMES[name]} {100 * scores[name]:.1f} %" for name in SHOWN[task] if scores[name] is not None)
+    looked = f"val_{SCORES[task][0]}"
     text = (
-        f"test accuracy {100 * scores['accuracy']:.1f} %, balanced {100 * scores['balanced_accuracy']:.1f} %, "
-        f"macro F1 {100 * scores['macro_f1']:.1f} % with {found['images']} labelled images "
-        f"(weights of epoch {found['best_epoch']:g}, val accuracy {100 * scores['val_accuracy']:.1f} %); "
-        f"run in {folder}"
+        f"test {shown} with {found['images']} labelled images (weights of epoch {found['best_epoch']:g}, "
+        f"val {NAMES[SCORES[task][0]]} {100 * scores[looked]:.1f} %); run in {folder}"
     )
     return Result(folder, found["config"], scores, text)

@@ -1,28 +1,37 @@
-"""The verb ``predict``: the class of each image by a finetuned classifier, with the probabilities of all classes."""
+"""The verb ``predict``: the class of each image, the class of each pixel, or objects, by a finetuned RUN."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
-from lightning.fabric import Fabric
 
 from headstart.config import Predict
-from headstart.data.index import BadImage, DataSet
-from headstart.data.loading import images_at
+from headstart.data.index import BadImage
+from headstart.data.masks import MASKS
 from headstart.data.scan import first, printable
 from headstart.errors import UserError
 from headstart.progress import Track
 from headstart.settings import signature
 from headstart.training.machine import build_fabric, resolve_precision
-from headstart.verbs import parameters, resolve, start
+from headstart.verbs import parameters, start
 from headstart.verbs.exporting.source import Source, read_source
+from headstart.verbs.predicting.classify import classify
+from headstart.verbs.predicting.detect import LABELS, detect
+from headstart.verbs.predicting.segment import segment
+from headstart.verbs.predicting.work import PREDICTIONS, Work
 from headstart.verbs.prepared import prepared
 
-PREDICTIONS, LEFT_OUT = "predictions.csv", "left_out.csv"
+LEFT_OUT = "left_out.csv"
+PREDICTORS: dict[str, Callable[[Work], Mapping[str, int]]] = {
+    "classify": classify,
+    "segment": segment,
+    "detect": detect,
+}
+BATCH_SIZES = {"classify": 256, "segment": 16, "detect": 16}  # decoders keep large maps of each image
+CONFIDENCE = 0.25  # Ultralytics' own
 
 
 @dataclass(frozen=True)
@@ -31,24 +40,39 @@ class Predicted:
 
     Attributes:
         out: the folder.
+        task: what was predicted: ``classify``, ``segment`` or ``detect``.
         images: how many were predicted.
-        counts: how many of each class.
+        counts: how many images, pixels or objects are of each class.
         bad: the images that could not be read, and why.
     """
 
     out: Path
+    task: str
     images: int
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     bad: tuple[BadImage, ...]
 
     def __str__(self) -> str:
-        """Return how many images are of which class, and what was left out."""
-        found = ", ".join(f"{printable(name)} {count:,}" for name, count in self.counts.items() if count)
-        lines = [f"{self.images:,} images in {self.out / PREDICTIONS}: {found or 'none'}"]
+        """Return how much is of which class, and what was left out."""
+        lines = [self._found()]
         if self.bad:
             listed = first([f"{printable(bad.path)} ({bad.reason})" for bad in self.bad])
             lines.append(f"left out: {len(self.bad):,} images, all in {self.out / LEFT_OUT}: {listed}")
         return "\n".join(lines)
+
+    def _found(self) -> str:
+        every = sum(self.counts.values())
+        of_class = {printable(name): count for name, count in self.counts.items() if count}
+        shown = ", ".join(
+            f"{name} {100 * count / every:.1f} %" if self.task == "segment" else f"{name} {count:,}"
+            for name, count in of_class.items()
+        )
+        where = {
+            "classify": f"{self.images:,} images in {self.out / PREDICTIONS}",
+            "segment": f"masks of {self.images:,} images in {self.out / MASKS}, shares of pixels",
+            "detect": f"{every:,} objects in {self.images:,} images in {self.out / LABELS}",
+        }
+        return f"{where[self.task]}: {shown or 'none'}"
 
 
 def predict(
@@ -61,11 +85,20 @@ def predict(
     quiet: bool = False,
     **given: Any,
 ) -> Predicted:
-    """Predict the class of images with a finetuned RUN.
+    """Predict classes, masks or objects of images with a finetuned RUN, as it was trained to.
 
-    ``predictions.csv`` has a line for each image: ``image`` (path within the data), ``prediction``, its
-    ``probability``, and ``p_NAME``, the probability of each class. Images that cannot be read stand in
-    ``left_out.csv``. Memory does not grow with the number of images.
+    ``predictions.csv`` begins with ``image``, the path within the data. Files of an image have its path without the end
+    and without folders called ``images``; of two images that would share a file both keep their whole paths.
+
+    * classify: a line for each image with ``prediction``, its ``probability``, and ``p_NAME`` of each class.
+    * segment: a line for each image with ``share_NAME``, the share of its pixels of each class. ``masks/IMAGE.png`` is
+      the mask at the image's own size, and ``classes.txt`` says what it means, so that the folder is a data set as soon
+      as the images are put into ``images/``. ``overlays/IMAGE.jpg`` shows it.
+    * detect: a line for each object with ``class``, ``confidence``, and ``left``, ``top``, ``right`` and ``bottom`` in
+      pixels. ``labels/IMAGE.txt`` has the same as Ultralytics writes it: class, centre, width, height in shares of the
+      image, and confidence. ``drawn/IMAGE.jpg`` shows it.
+
+    Images that cannot be read stand in ``left_out.csv``. Memory does not grow with the number of images.
 
     Args:
         run: the RUN of a finetune; images are seen as it saw its own: their size, channels and range of pixels.
@@ -82,30 +115,46 @@ def predict(
     given = {**given, "run": str(run), "data": str(data)}
     settings = start.settings(Predict, given, _check, config=config, out=None, resume=False)
     source = read_source(settings.run)
-    if source.head is None:
-        raise UserError(f"run: {settings.run} has no classifier (allowed: the RUN of a finetune)")
+    settings = resolved(settings, source)
     facts = {"settings": settings.model_dump(mode="json")}
     with prepared(Path(out), "predict", settings.data, facts, overwrite=overwrite) as folder:
         images = start.opened(settings, settings.run)
-        seen = torch.zeros(images.count, dtype=torch.bool)
-        counts = dict.fromkeys(source.classes, 0)
-        head = ["image", "prediction", "probability", *(f"p_{name}" for name in source.classes)]
-        with (folder / PREDICTIONS).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(head)
-            with Track("predict", images.count, unit="images", quiet=quiet) as track:
-                for line in _lines(settings, source, images, seen, track):
-                    counts[line[1]] += 1
-                    writer.writerow(line)
-        unread = [images.paths[row].as_py() for row in (~seen).nonzero().squeeze(1).tolist()]
-        bad = (*images.bad, *(BadImage(path, "cannot be decoded") for path in unread))
+        channels = images.pixels.channels
+        if channels != source.channels:
+            raise UserError(
+                f"data: {images.name} is read in {channels} channels (allowed with {source.folder}: {source.channels})"
+            )
+        with Track("predict", images.count, unit="images", quiet=quiet) as track:
+            seen = torch.zeros(images.count, dtype=torch.bool)
+            work = Work(settings, source, images, folder, build_fabric(settings.precision, 1), track, seen)
+            counts = PREDICTORS[source.config["task"]](work)
+        bad = (*images.bad, *work.unread())
         if bad:
             with (folder / LEFT_OUT).open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([("image", "reason"), *((image.path, image.reason) for image in bad)])
-    return Predicted(Path(out), int(seen.sum()), counts, bad)
+    return Predicted(Path(out), source.config["task"], int(seen.sum()), counts, bad)
 
 
 predict.__signature__ = signature(Predict, before=parameters.PREDICT)  # type: ignore[attr-defined]
+
+
+def resolved(settings: Predict, source: Source) -> Predict:
+    """Return the settings with what is ``auto`` as it suits the RUN's task.
+
+    Raises:
+        UserError: the RUN predicts nothing, or its task would ignore a setting.
+    """
+    task = source.config.get("task")
+    if task not in PREDICTORS:
+        raise UserError(f"run: {settings.run} has no head that predicts (allowed: the RUN of a finetune)")
+    if task != "detect" and settings.confidence != "auto":
+        raise UserError(f"confidence: task {task} has none (allowed with the RUN of task detect)")
+    if task == "classify" and not settings.draw:
+        raise UserError("draw: task classify draws nothing (allowed with the RUN of task segment or detect)")
+    return settings.updated(
+        batch_size=BATCH_SIZES[task] if settings.batch_size == "auto" else settings.batch_size,
+        confidence=CONFIDENCE if settings.confidence == "auto" and task == "detect" else settings.confidence,
+    )
 
 
 def _check(settings: Predict) -> Predict:
@@ -114,30 +163,3 @@ def _check(settings: Predict) -> Predict:
         data=start.absolute(settings.data),
         run=start.absolute(settings.run),
     )
-
-
-@torch.inference_mode()
-def _lines(settings: Predict, source: Source, images: DataSet, seen: torch.Tensor, track: Track) -> Iterator[list[Any]]:
-    """Yield the lines of the predictions, batch by batch, and mark the images that were read."""
-    assert source.head is not None
-    fabric: Fabric = build_fabric(settings.precision, 1)
-    backbone, head = source.begun.backbone.to(fabric.device), source.head.to(fabric.device)
-    batches = images_at(
-        images,
-        torch.arange(images.count),
-        source.begun.image_size,
-        batch_size=settings.batch_size,
-        workers=resolve.workers(settings.workers),
-        device=fabric.device,
-    )
-    for batch in batches:
-        with fabric.autocast():
-            logits = head(backbone(batch.views[0]))
-        shares = logits.float().softmax(1).cpu()
-        rows = batch.rows.cpu()
-        seen[rows] = True
-        track.update(len(rows))
-        paths = images.paths.take(pa.array(rows.numpy())).to_pylist()
-        for path, share in zip(paths, shares.tolist(), strict=True):
-            best = max(range(len(share)), key=share.__getitem__)
-            yield [path, source.classes[best], f"{share[best]:.6g}", *(f"{value:.6g}" for value in share)]

@@ -16,6 +16,9 @@ from headstart.verbs.health import looks
 from headstart.views import Augment, preset
 
 SMALL_DATA = 10_000  # images; below, a recipe makes more epochs of smaller batches
+LARGEST_BATCH = {"classify": 64, "segment": 32, "detect": 16}  # of auto
+PRESET = {"classify": "standard", "segment": "segment", "detect": "detect"}
+OPTIMIZER = {"classify": "adamw", "segment": "adam", "detect": "adam"}
 LEAST = 3  # images that are pretrained on together: of two, a normalised feature is 1 and -1 whatever the weights
 
 
@@ -177,23 +180,45 @@ def _check_pieces(batch: int, count: int, least: int) -> None:
         )
 
 
-def _most(settings: Finetune) -> int:
-    return 64 if settings.batch_size == "auto" else settings.batch_size
-
-
 def finetune(settings: Finetune, count: int, size: int) -> Finetune:
-    """Return settings in which nothing about the training is `auto` any more."""
+    """Return settings in which nothing about the training is `auto` any more, but what Ultralytics' trainer chooses."""
     # one batch size serves all label budgets of a study: the smallest of them may not fill it
-    batch = batch_size(settings.updated(batch_size="auto"), count, most=_most(settings))
-    if settings.transfer == "finetune":
+    most = LARGEST_BATCH[settings.task] if settings.batch_size == "auto" else settings.batch_size
+    batch = batch_size(settings.updated(batch_size="auto"), count, most=most)
+    if settings.transfer == "finetune" or settings.task != "classify":
         _check_pieces(batch, settings.accumulate, 2)
-    rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3}
+    settings = settings.updated(image_size=size, batch_size=batch, detector=detector(settings))
+    wanted = views(settings.views, PRESET[settings.task], settings.data)
+    if settings.task == "detect" and settings.detector == "yolo":
+        return settings.updated(views=wanted)
+    optimizer = settings.optimizer if settings.optimizer != "auto" else OPTIMIZER[settings.task]
+    rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3, "adam": 1e-4}
     return settings.updated(
-        image_size=size,
-        views=views(settings.views, "standard", settings.data),
-        batch_size=batch,
-        learning_rate=rates[settings.optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
+        views=wanted,
+        optimizer=optimizer,
+        learning_rate=rates[optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
+        weight_decay=(0.05 if optimizer == "adamw" else 0.0)
+        if settings.weight_decay == "auto"
+        else settings.weight_decay,
     )
+
+
+def detector(settings: Finetune) -> str:
+    """Return the detector: as asked, else Ultralytics' own for its models, and RetinaNet for all others.
+
+    Raises:
+        UserError: yolo is asked for a model that is not one of Ultralytics' networks with boxes.
+    """
+    of_ultralytics = settings.model.startswith("ultralytics/") and not settings.model.endswith("-cls")
+    if settings.task != "detect":
+        return settings.detector
+    if settings.detector == "auto":
+        return "yolo" if of_ultralytics else "retinanet"
+    if settings.detector == "yolo" and not of_ultralytics:
+        raise UserError(
+            f"detector: {settings.model} is no YOLO network (allowed: retinanet, fcos, or --model ultralytics/yolov8n)"
+        )
+    return settings.detector
 
 
 def augments(settings: Pretrain) -> tuple[Augment, ...]:

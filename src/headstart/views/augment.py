@@ -187,6 +187,21 @@ PRESETS: dict[str, Augment] = {
     # Supervised training: the crop and flip of torchvision's classification reference (references/classification/
     # presets.py). Ours is the smallest crop, 0.25 instead of 0.08: with few labels, crops that miss the object mislead.
     "standard": Augment(crop=(0.25, 1.0), flip=0.5),
+    # Segmentation: a crop of a quarter of the area is a zoom of 2, the largest of DeepLabv3 (arXiv:1706.05587, section
+    # 4), which flips, too. Ours are the colours, those of "simclr-weak": of few masks a network would learn theirs.
+    "segment": Augment(
+        crop=(0.25, 1.0),
+        flip=0.5,
+        jitter=Jitter(probability=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
+    ),
+    # Detection: SSD's crops of at least 0.3 of the image (arXiv:1512.02325, section 2.2; there of each side), without
+    # its oblong ones, which a square view would distort, and with the colours of "segment".
+    "detect": Augment(
+        crop=(0.3, 1.0),
+        ratio=(0.75, 4 / 3),
+        flip=0.5,
+        jitter=Jitter(probability=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.05),
+    ),
     # Ours: for drawn characters, which a flip would turn into others; 15 degrees is a usual slant of handwriting.
     "digits": Augment(
         crop=(0.6, 1.0),

@@ -108,6 +108,27 @@ def crop_one(image: Tensor, box: Sequence[int] | Tensor, size: int) -> Tensor:
     return crop
 
 
+def nearest_crops(masks: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Return the crops of masks, resized to squares: each pixel is the one of the mask that its centre falls into.
+
+    That is torchvision's ``NEAREST_EXACT``, in whole numbers, so that rounding never decides between two pixels.
+
+    Args:
+        masks: ``[b h w]``.
+        boxes: int64 ``[b, 4]``: top, left, height, width.
+        size: the side of the crops, in pixels.
+
+    Returns:
+        As the masks, ``[b size size]``.
+    """
+    centres = 2 * torch.arange(size, device=masks.device) + 1  # in halves of an output pixel
+    top, left, height, width = boxes[:, :, None].unbind(1)  # [b 1]
+    rows = top + torch.div(centres * height, 2 * size, rounding_mode="floor")  # [b size]
+    columns = left + torch.div(centres * width, 2 * size, rounding_mode="floor")
+    images = torch.arange(len(masks), device=masks.device)[:, None, None]
+    return masks[images, rows[:, :, None], columns[:, None, :]]
+
+
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Return each image rotated about its centre, counter-clockwise, with bilinear interpolation.
 
@@ -118,14 +139,37 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
         images: float ``[b c h w]``.
         degrees: one angle per image, ``[b]``.
     """
+    grid = _rotation(images, degrees)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
+
+
+def rotate_nearest(masks: Tensor, degrees: Tensor, outside: int) -> Tensor:
+    """Return each mask rotated as ``rotate`` does images; each pixel is the nearest one, or ``outside`` of the mask.
+
+    Args:
+        masks: whole numbers below 2^24, ``[b h w]``.
+        degrees: one angle per mask, ``[b]``.
+        outside: the value of what was no pixel before.
+
+    Returns:
+        As the masks, ``[b h w]``.
+    """
+    values = (masks - outside).float()[:, None]  # outside is 0, which is what the grid is padded with
+    rotated = F.grid_sample(
+        values, _rotation(values, degrees), mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    return rotated[:, 0].to(masks.dtype) + outside
+
+
+def _rotation(images: Tensor, degrees: Tensor) -> Tensor:
+    """Return where the pixels of rotated images come from, ``[b h w 2]``, in the coordinates of ``grid_sample``."""
     height, width = images.shape[-2:]
     angles = degrees.to(images.dtype).deg2rad()
     sine, cosine, zero = angles.sin(), angles.cos(), torch.zeros_like(angles)
     # affine_grid works in coordinates from -1 to 1 along each side, which in oblong images differ in length.
     horizontal = torch.stack([cosine, -sine * height / width, zero], dim=1)
     vertical = torch.stack([sine * width / height, cosine, zero], dim=1)
-    grid = F.affine_grid(torch.stack([horizontal, vertical], dim=1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp_(0, 1)
+    return F.affine_grid(torch.stack([horizontal, vertical], dim=1), list(images.shape), align_corners=False)
 
 
 def _between(draws: Tensor, low: float, high: float) -> Tensor:

@@ -26,7 +26,7 @@ def render(images: Tensor, augment: Augment, key: Key, size: int) -> Tensor:
     heights = torch.full((count,), height, device=images.device)
     widths = torch.full((count,), width, device=images.device)
     boxes = crop_boxes(augment, key, heights, widths)
-    flip, flip_vertical = _flips(augment, key)
+    flip, flip_vertical = flips(augment, key)
     with torch.autocast(images.device.type, enabled=False):  # half precision would round the pixels
         return _after_flips(resized_crops(images, boxes, size, flip, flip_vertical), augment, key)
 
@@ -44,22 +44,34 @@ def finish(crops: Tensor, augment: Augment, key: Key) -> Tensor:
     Returns:
         float ``[b c size size]`` in 0..1.
     """
-    flip, flip_vertical = _flips(augment, key)
-    if augment.flip:
-        crops = torch.where(flip[:, None, None, None], crops.flip(-1), crops)
-    if augment.flip_vertical:
-        crops = torch.where(flip_vertical[:, None, None, None], crops.flip(-2), crops)
+    crops = flipped(crops, augment, key)
     with torch.autocast(crops.device.type, enabled=False):
         return _after_flips(crops if crops.is_floating_point() else crops.float().div_(255), augment, key)
 
 
-def _flips(augment: Augment, key: Key) -> tuple[Tensor, Tensor]:
+def flipped(crops: Tensor, augment: Augment, key: Key) -> Tensor:
+    """Return the crops of images or masks, ``[b … size size]``, with those flipped that the augment draws."""
+    flip, flip_vertical = (chosen.view(-1, *[1] * (crops.ndim - 1)) for chosen in flips(augment, key))
+    if augment.flip:
+        crops = torch.where(flip, crops.flip(-1), crops)
+    if augment.flip_vertical:
+        crops = torch.where(flip_vertical, crops.flip(-2), crops)
+    return crops
+
+
+def flips(augment: Augment, key: Key) -> tuple[Tensor, Tensor]:
+    """Return which views are flipped left to right, and which upside down, bool ``[b]`` each."""
     return _chosen(key, Stream.FLIP, augment.flip), _chosen(key, Stream.FLIP_VERTICAL, augment.flip_vertical)
+
+
+def angles(augment: Augment, key: Key) -> Tensor:
+    """Return by how many degrees each view is rotated counter-clockwise, ``[b]``."""
+    return (2 * key.draws(Stream.ROTATE, 1)[:, 0] - 1) * augment.rotate
 
 
 def _after_flips(views: Tensor, augment: Augment, key: Key) -> Tensor:
     if augment.rotate:
-        views = rotate(views, (2 * key.draws(Stream.ROTATE, 1)[:, 0] - 1) * augment.rotate)
+        views = rotate(views, angles(augment, key))
     if augment.jitter:
         views = _jittered(views, augment.jitter, key)
     if augment.gray and views.shape[1] == 3:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from headstart.backbones import build, load_weights, read_weights
@@ -206,12 +206,8 @@ def _encoder(source: Source) -> tuple[nn.Module, str]:
     """Return smp's encoder with random weights, and what its names begin with.
 
     Raises:
-        UserError: smp is not installed, or has no such encoder.
+        UserError: smp has no such encoder.
     """
-    try:
-        smp = import_module("segmentation_models_pytorch")
-    except ModuleNotFoundError:
-        raise UserError("format: smp is not installed: pip install 'headstart[smp]'") from None
     name = encoder_name(source)
     if source.library == "torchvision" and (
         not source.name.startswith((*RESIDUAL, "mobilenet_v2")) or source.begun.model_args
@@ -220,7 +216,7 @@ def _encoder(source: Source) -> tuple[nn.Module, str]:
             f"format: smp has no encoder equal to this {source.begun.model} (allowed: torchvision, safetensors, onnx)"
         )
     try:
-        encoder = smp.encoders.get_encoder(name, weights=None, **_encoder_arguments(source))
+        encoder = get_encoder(name, weights=None, **_encoder_arguments(source))
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"format: smp has no encoder {name}: {reason}") from error

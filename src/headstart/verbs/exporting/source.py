@@ -56,8 +56,8 @@ class Source:
 
     @property
     def classes(self) -> list[str]:
-        """The names of the classes that the head tells apart; none without a head."""
-        return list(self.result["classes"]) if self.head is not None else []
+        """The names of the classes that a finetuned run tells apart; none after a pretraining."""
+        return list(self.result.get("classes", []))
 
     @property
     def channels(self) -> int:
