@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str | None, str]] = {
     "pretrain": ("Pretrain a backbone on images without labels.", "Pretrain", "RUN"),
     "probe": ("Score a frozen backbone with kNN and a linear classifier at several label budgets.", "Probe", "PROBE"),
     "finetune": (
-        "Learn classes, masks or boxes from a backbone and some labels, and score them on test images.",
+        "Learn classes, masks or boxes from a backbone and a few labels, and score them.",
         "Finetune",
         "RUN",
     ),

@@ -242,7 +242,7 @@ class Study(Data):
     image_size: Pixels | Auto = "auto"
     """Height and width in pixels of what the backbone sees."""
     transfers: Annotated[tuple[Transfer, ...], BeforeValidator(listed), Field(min_length=1)] = ("probe", "finetune")
-    """How the backbone meets the labels: probe, head, finetune; where masks or boxes are learned, finetune by default."""
+    """How the backbone meets the labels: probe, head, finetune; for masks and boxes finetune by default."""
     arms: dict[str, dict[str, Any] | str | None]
     """Named initialisations: none, settings of a pretraining, or given weights."""
     labels: Budgets = ("1", "5", "10", "all")
