@@ -22,14 +22,6 @@ def narrow(monkeypatch):
     monkeypatch.setattr(detection, "CHANNELS", 64)
 
 
-@pytest.fixture
-def flushed():
-    """Gradients of background that a focal loss is sure of underflow, and a CPU is slow with such numbers."""
-    torch.set_flush_denormal(True)
-    yield
-    torch.set_flush_denormal(False)
-
-
 def made(model: str, *, size: int = 128, model_args: dict | None = None, **options: object) -> Detector:
     torch.manual_seed(0)
     backbone = build(model, image_size=size, stem="standard", model_args=model_args or {})
@@ -86,7 +78,7 @@ def test_gradients_reach_the_whole_network(model, kind, narrow):
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 @pytest.mark.parametrize("model", ["tiny", *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS)])
-def test_two_images_are_learned_by_heart(model, kind, narrow, flushed):
+def test_two_images_are_learned_by_heart(model, kind, narrow):
     detector = made(model, detector=kind) if model != "tiny" else made("timm/resnet18", detector=kind, model_args=SMALL)
     batch, truth = scene()
     optimizer = torch.optim.Adam(detector.parameters(), lr=1e-3)

@@ -342,6 +342,8 @@ def test_a_finished_training_is_only_looked_at(data, tmp_path, monkeypatch):
         ({"learning_rate": 0.1}, "learning_rate: 0.1, but optimizer auto"),
         ({"accumulate": 3}, "accumulate: "),
         ({"clip_gradient": 1.0}, "clip_gradient: "),
+        ({"schedule": "plateau"}, "schedule: YOLO networks are trained with Ultralytics' own"),
+        ({"min_steps": 10}, "min_steps: "),
     ],
 )
 def test_what_ultralytics_would_ignore_ends_with_one_line(data, wrong, message):

@@ -3,13 +3,16 @@
 Ultralytics is AGPL-3.0 and an extra of its own, so that it is imported when it is needed and not before.
 """
 
+import atexit
 import os
+import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import torch
@@ -197,6 +200,8 @@ def library(module: str) -> Any:
         UserError: Ultralytics is not installed.
     """
     os.environ.update(QUIET)
+    if "ultralytics" not in sys.modules:  # it writes its settings when it is imported; not into the user's home
+        os.environ.setdefault("YOLO_CONFIG_DIR", _short_lived())
     opened, saved = Image.open, torch.save  # which Ultralytics replaces for the whole process
     try:
         return import_module(f"ultralytics.{module}")
@@ -206,6 +211,13 @@ def library(module: str) -> Any:
         raise UserError("model: Ultralytics is not installed: pip install 'headstart[yolo]' (AGPL-3.0)") from None
     finally:
         Image.open, torch.save = opened, saved
+
+
+def _short_lived() -> str:
+    """Return a folder that is deleted when this process ends."""
+    folder = mkdtemp(prefix="headstart-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 _MODELS = {

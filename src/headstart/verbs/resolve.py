@@ -188,9 +188,9 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     if settings.transfer == "finetune" or settings.task != "classify":
         _check_pieces(batch, settings.accumulate, 2)
     settings = settings.updated(image_size=size, batch_size=batch, detector=detector(settings))
-    wanted = views(settings.views, PRESET[settings.task], settings.data)
     if settings.task == "detect" and settings.detector == "yolo":
-        return settings.updated(views=wanted)
+        return settings
+    wanted = views(settings.views, PRESET[settings.task], settings.data)
     optimizer = settings.optimizer if settings.optimizer != "auto" else OPTIMIZER[settings.task]
     rates = {"sgd": 0.1, "lars": 1.0, "adamw": 1e-3, "adam": 1e-4}
     return settings.updated(

@@ -39,6 +39,10 @@ FEW_STEPS = (
     "epochs: the best weights have seen at most one step, whose learning rate is 0: Ultralytics takes a step for every"
     " 64 images only, once it is warm (try more epochs)"
 )
+IGNORED = (
+    *("accumulate", "clip_gradient", "views", "schedule", "plateau_patience", "warmup", "betas"),
+    *("min_steps", "evaluations", "learning_rate_scaling"),
+)
 VALIDATED = ("val_map50_95", "val_map50", "val_loss")
 PANELS = {"loss": ["loss", "val_loss"], "mAP": ["val_map50", "val_map50_95"]}
 
@@ -129,9 +133,9 @@ def check(settings: Finetune, data: DataSet, count: int) -> None:
         raise UserError(f"devices: {settings.devices} (allowed for YOLO networks: 1)")
     if settings.precision == "fp16":
         raise UserError("precision: fp16 (allowed for YOLO networks: bf16, fp32)")
-    if settings.accumulate > 1 or settings.clip_gradient is not None:
-        name = "accumulate" if settings.accumulate > 1 else "clip_gradient"
-        raise UserError(f"{name}: YOLO networks are trained with Ultralytics' own (allowed: leave it out)")
+    for name in IGNORED:
+        if getattr(settings, name) != Finetune.model_fields[name].default:
+            raise UserError(f"{name}: YOLO networks are trained with Ultralytics' own (allowed: leave it out)")
     if settings.optimizer not in OPTIMIZERS:
         raise UserError(f"optimizer: {settings.optimizer} (allowed for YOLO networks: {', '.join(OPTIMIZERS)})")
     if settings.optimizer == "auto" and rate != "auto":
@@ -212,7 +216,7 @@ def _train(
     first = done["epoch"] + 1 if done is not None else 0
     run.rewind(first * batches)
     if done is not None and done["finished"]:
-        return {}
+        return {"seconds": None}  # of a process that is no more
     told = training_arguments(settings, folder, draft.layers)
     if last is not None:
         told["resume"] = str(last)
