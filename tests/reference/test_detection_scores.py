@@ -24,7 +24,7 @@ CLASSES = ("car", "truck", "boat")
 
 
 def boxes_of(generator: torch.Generator, count: int, size: int) -> torch.Tensor:
-    sides = 8 * 20 ** torch.rand(count, 2, generator=generator)  # 8 … 160 px: of all three areas
+    sides = 8 * 30 ** torch.rand(count, 2, generator=generator)  # 8 … 240 px: of all three areas
     corners = torch.rand(count, 2, generator=generator) * (size - sides).clamp_min(1)
     return torch.cat([corners, (corners + sides).clamp_max(size)], dim=1)
 

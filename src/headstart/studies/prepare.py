@@ -32,7 +32,10 @@ def prepare(study: Study) -> Prepared:
     for labels in study.labels:
         label_subset(strata(data), splits.train, labels, 0, classes=classes)
     study = start.recorded(study, data)
-    study = study.updated(image_size=dispatch.image_size(study.task, "none", study.image_size, data))
+    study = study.updated(
+        image_size=dispatch.image_size(study.task, "none", study.image_size, data),
+        stem=dispatch.stem(study.task, study.stem),
+    )
     labelled: list[str] = []
     for arm, init in study.arms.items():
         if isinstance(init, Mapping):

@@ -112,7 +112,7 @@ def run_finetune(
         settings.init,
         model=settings.model,
         model_args=settings.model_args,
-        stem=tasks.stem(settings),
+        stem=tasks.stem(settings.task, settings.stem),
         image_size=size,
         channels=data.pixels.channels,
         seed=settings.seed,

@@ -79,9 +79,9 @@ def image_size(task: str, init: str, asked: int | Auto, data: DataSet) -> int:
     return min(LARGEST_DETECTION, -(-longest // STRIDE) * STRIDE)
 
 
-def stem(settings: Finetune) -> Stem:
+def stem(task: str, asked: Stem) -> Stem:
     """Return the first layers; objects are looked for in whole images, whatever was pretrained on."""
-    return "standard" if settings.task == "detect" and settings.stem == "auto" else settings.stem
+    return "standard" if task == "detect" and asked == "auto" else asked
 
 
 def train(learned: Learned, run: Run | None, *, resume: bool, quiet: bool, lean: bool) -> None:
