@@ -17,7 +17,7 @@ from headstart.settings import Settings, read_yaml
 
 CONFIG, RESULT, METRICS, ENVIRONMENT = "config.yaml", "result.json", "metrics.jsonl", "environment.json"
 LAST, BEST = Path("checkpoints", "last.ckpt"), Path("checkpoints", "best.ckpt")
-BACKBONE, HEAD = "backbone.safetensors", "head.safetensors"
+BACKBONE, HEAD, DETECTOR = "backbone.safetensors", "head.safetensors", "detector.pt"
 SettingsT = TypeVar("SettingsT", bound=Settings)
 STUDY = "study.yaml"
 DOCTOR = "doctor.json"
@@ -29,8 +29,7 @@ _OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv", DO
     "summary.json",
     "report.html",
     "curves.png",
-    "detector.pt",
-    "detections",
+    DETECTOR,
     "ultralytics",
 }
 _PACKAGES = ("headstart", "torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")

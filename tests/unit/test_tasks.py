@@ -11,6 +11,7 @@ from PIL import Image
 
 import headstart
 from headstart import runs
+from headstart.backbones.yolo import read_network
 from headstart.data.sources import open_data
 from headstart.data.splits import split
 from headstart.errors import UserError
@@ -138,6 +139,21 @@ def test_a_study_of_yolo_networks(squares, tmp_path):
     assert {(row["arm"], row["transfer"]) for row in result.scores["scores"]} == {
         (arm, transfer) for arm in ("scratch", "simclr") for transfer in ("head", "finetune")
     }
+
+
+def test_a_trained_yolo_network_is_handed_over_whole_and_predicts(squares, tmp_path):
+    data = squares / "boxes" / "data.yaml"
+    settings = {"task": "detect", "data": data, "image_size": 64, "epochs": 1, "batch_size": 4, "quiet": True}
+    headstart.finetune(out=tmp_path / "run", **settings, **YOLO)
+    headstart.export(tmp_path / "run", format="ultralytics", out=tmp_path / "whole.pt", quiet=True)
+    handed, trained = (read_network(path, "x") for path in (tmp_path / "whole.pt", tmp_path / "run" / runs.DETECTOR))
+    assert handed.names == {0: "square"}
+    ours, theirs = handed.state_dict(), trained.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    found = headstart.predict(tmp_path / "run", squares / "boxes" / "images", out=tmp_path / "found", quiet=True)
+    assert found.images == 20
+    assert len(list((tmp_path / "found" / "labels").glob("*.txt"))) == 20
 
 
 def test_an_interrupted_segmenter_ends_as_one_that_was_not(squares, tmp_path, monkeypatch):

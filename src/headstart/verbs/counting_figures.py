@@ -1,8 +1,6 @@
 """The picture of what there is in a data set."""
 
-import warnings
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from headstart.runs import replace
+from headstart.verbs.figures import save
 
 if TYPE_CHECKING:
     from headstart.verbs.count import Counted, Counts
@@ -42,11 +40,7 @@ def draw(path: Path, counted: "Counted", sides: np.ndarray, limits: Mapping[str,
         _histogram(rooms[-1], sides, limits)
     elif not panels:
         _bars(rooms[-1], "images", {"(no classes)": counted.totals}, list(counted.totals))
-    content = BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of scripts that no font here has
-        figure.savefig(content, format="png", dpi=120)
-    replace(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    save(figure, path)
 
 
 def _bars(room: Axes, title: str, counts: "Counts", splits: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The pictures that a run leaves behind."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -88,7 +89,7 @@ def curves(path: Path, metrics: Sequence[Mapping[str, Any]], panels: Mapping[str
         if len(names) > 1:
             room.legend(frameon=False)
     rooms[-1].set_xlabel("epoch")
-    _save(figure, path)
+    save(figure, path)
 
 
 def health_panel(path: Path, metrics: Sequence[Mapping[str, Any]], summary: str = "") -> None:
@@ -114,7 +115,7 @@ def health_panel(path: Path, metrics: Sequence[Mapping[str, Any]], summary: str 
         room.set_xlabel("epoch")
         room.tick_params(labelbottom=True)
     figure.suptitle(textwrap.fill(summary, 110), fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_panel(room: Axes, panel: _Panel, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -168,7 +169,7 @@ def confusion_matrix(path: Path, confusion: np.ndarray, classes: Sequence[str]) 
             room.text(column, row, str(confusion[row, column]), ha="center", va="center", color=shade, fontsize=8)
     room.set_xlabel("predicted")
     room.set_ylabel("true")
-    _save(figure, path)
+    save(figure, path)
 
 
 def view_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str]) -> None:
@@ -187,10 +188,13 @@ def view_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], titles: Sequenc
             room.set_axis_off()
     for room, title in zip(rooms[0], titles, strict=True):
         room.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # of scripts that no font here has
+        figure.savefig(content, format="png", dpi=120)
     replace(path, lambda temporary: temporary.write_bytes(content.getvalue()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from colorsys import hsv_to_rgb
-from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from headstart.losses.segmentation import VOID
-from headstart.runs import replace
+from headstart.verbs.figures import save
 
 BACKGROUND = "background"
 # Told apart by people who see fewer colours: Okabe and Ito 2008, without black, which images are full of.
@@ -113,9 +112,7 @@ def examples(path: Path, shown: Sequence[Example], classes: Sequence[str]) -> No
     for room in rooms.ravel():
         room.set_axis_off()
     figure.legend(handles=_legend(shown, classes, colours), loc="outside lower center", ncols=6, fontsize=8)
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    replace(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    save(figure, path)
 
 
 def _legend(shown: Sequence[Example], classes: Sequence[str], colours: Tensor) -> list[Patch]:

@@ -3,6 +3,7 @@
 Ultralytics gives its networks pixels in 0..1 that nobody normalises, which ``backbones.yolo_pixels`` makes up for.
 """
 
+import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from headstart import runs
 from headstart.backbones import yolo
 from headstart.backbones.stems import REDUCTION, ResolvedStem
 from headstart.backbones.yolo_pixels import fold, framed_in_black
@@ -19,7 +21,14 @@ from headstart.verbs.exporting.source import Source, difference
 
 
 def write_ultralytics(source: Source, file: Path) -> None:
-    """Write a checkpoint as Ultralytics' own trainer does, of which ``yolo train model=FILE`` goes on."""
+    """Write a checkpoint as Ultralytics' own trainer does, of which ``yolo train model=FILE`` goes on.
+
+    That of a detector which was trained by Ultralytics' trainer is handed over whole, with its head.
+    """
+    trained = source.folder / runs.DETECTOR
+    if trained.exists():
+        shutil.copyfile(trained, file)
+        return
     tasks = yolo.library("nn.tasks")
     kind = tasks.ClassificationModel if source.name.endswith("-cls") else tasks.DetectionModel
     described = description(source.name, source.begun.model_args, source.begun.stem, source.channels)

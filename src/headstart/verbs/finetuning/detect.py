@@ -200,7 +200,7 @@ def precision_recall(path: Path, found: Curves, classes: Sequence[str]) -> None:
     room.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     room.grid(alpha=0.3)
     room.legend(frameon=False, title="average precision at IoU 0.5", fontsize=8)
-    runs.replace(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    figures.save(figure, path)
 
 
 def draw_detections(

@@ -31,7 +31,6 @@ from headstart.verbs.finetuning.yolo_trainer import Held, read_checkpoint, seclu
 
 FOLDER, DATA = "ultralytics", "data"
 LAST, BEST = Path("weights", "last.pt"), Path("weights", "best.pt")
-DETECTOR = "detector.pt"
 OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RATES = {"sgd": 0.01, "adam": 1e-3, "adamw": 1e-3}  # as Ultralytics' own settings advise
 STRIDE = 32  # pixels, of which Ultralytics wants image sizes to be multiples
@@ -204,7 +203,7 @@ def hand_over(draft: Draft, best: dict[str, Any], folder: Path, *, frozen: bool)
     head = {name: tensor.contiguous().clone() for name, tensor in part(net, range(layers, len(net.model))).items()}
     runs.replace(folder / runs.HEAD, lambda place: safetensors.torch.save_file(head, place))
     told = {"task": "detect", "imgsz": best["train_args"]["imgsz"]}
-    runs.replace(folder / DETECTOR, lambda place: torch.save(checkpoint_of(deepcopy(net), told), place))
+    runs.replace(folder / runs.DETECTOR, lambda place: torch.save(checkpoint_of(deepcopy(net), told), place))
 
 
 def _train(

@@ -24,7 +24,6 @@ from headstart.verbs.predicting import pictures
 from headstart.verbs.predicting.work import Work, named, table
 
 LABELS, DRAWN = "labels", "drawn"
-CHECKPOINT = "detector.pt"  # in the RUN of a YOLO network
 COLUMNS = ("image", "class", "confidence", "left", "top", "right", "bottom")
 Batch = list[tuple[int, Found]]  # rows, and the objects in each image in its own pixels
 
@@ -91,7 +90,7 @@ def _torchvision(work: Work) -> Iterator[Batch]:
 def _yolo(work: Work) -> Iterator[Batch]:
     """Yield what a YOLO network finds, batch by batch, with the scaling and the choice of boxes of its own library."""
     least, device = float(work.settings.confidence), work.fabric.device
-    network = read_network(work.source.folder / CHECKPOINT, "run")
+    network = read_network(work.source.folder / runs.DETECTOR, "run")
     detector = UltralyticsDetector(network, least, work.source.begun.image_size, device)
     images = _images(work)
     while batch := list(islice(images, int(work.settings.batch_size))):
