@@ -30,6 +30,7 @@ _OURS = {*_FILES, "checkpoints", "plots", "features", "probes", "scores.csv", DO
     "report.html",
     "curves.png",
     DETECTOR,
+    "detections",
     "ultralytics",
 }
 _PACKAGES = ("headstart", "torch", "torchvision", "timm", "lightning", "scikit-learn", "numpy", "pillow")

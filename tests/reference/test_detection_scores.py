@@ -2,17 +2,22 @@
 
 import contextlib
 import io
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
 from headstart.evaluation.detection import (
     MAX_DETECTIONS,
     Detections,
     Truth,
+    coco_results,
+    coco_truth,
     curves,
     detection_scores,
     evaluate,
@@ -296,3 +301,22 @@ def test_truth_is_read_from_a_data_set(real_data):
     assert torch.equal(truth.boxes, torch.tensor(wanted))
     found = Detections(truth.images, truth.boxes, truth.labels, torch.full((len(lines),), 0.5))
     assert detection_scores(truth, found, data.classes)["map50_95"] == pytest.approx(1)
+
+
+def test_what_is_written_in_the_form_of_coco_has_the_same_scores():
+    truth, detections = scene(0)
+    files = [f"{row}.jpg" for row in truth.rows.tolist()]
+    known, found = coco_truth(truth, CLASSES, files), coco_results(detections)
+    assert [image["file_name"] for image in known["images"]] == files
+    assert [category["name"] for category in known["categories"]] == list(CLASSES)
+    dataset = COCO()
+    dataset.dataset = json.loads(json.dumps(known))
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset.createIndex()
+        counted = COCOeval(dataset, dataset.loadRes(json.loads(json.dumps(found))), "bbox")
+        counted.params.maxDets = [1, 10, MAX_DETECTIONS]
+        counted.evaluate()
+        counted.accumulate()
+    precision = counted.eval["precision"][..., 0, -1]
+    scores = detection_scores(truth, detections, CLASSES)
+    assert scores["map50_95"] == pytest.approx(precision[precision > -1].mean(), abs=1e-9)

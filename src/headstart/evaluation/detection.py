@@ -159,6 +159,29 @@ def per_class(evaluation: Evaluation, classes: Sequence[str]) -> dict[str, dict[
     }
 
 
+def coco_truth(truth: Truth, classes: Sequence[str], files: Sequence[str]) -> dict[str, Any]:
+    """Return the objects in COCO's form, as a file of annotations has them.
+
+    Args:
+        truth: the objects.
+        classes: their names.
+        files: the path of each image that was looked at.
+    """
+    known = _known(truth, len(classes)).dataset
+    images = [{**image, "file_name": file} for image, file in zip(known["images"], files, strict=True)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
+    return {**known, "images": images, "categories": categories}
+
+
+def coco_results(detections: Detections) -> list[dict[str, Any]]:
+    """Return detections in COCO's form of results: image_id, category_id, bbox, score."""
+    boxes = _annotations(detections.images, detections.boxes, detections.labels)
+    return [
+        {name: box[name] for name in ("image_id", "category_id", "bbox")} | {"score": score}
+        for box, score in zip(boxes, detections.scores.tolist(), strict=True)
+    ]
+
+
 def curves(evaluation: Evaluation) -> Curves:
     """Return precision over recall at IoU 0.5, for a figure."""
     precision = evaluation.precision[_HALF, ..., _ALL].T

@@ -1,11 +1,13 @@
 """A detector of torchvision with its images, and what is said of detections, whoever made them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from lightning.fabric import Fabric
 from matplotlib.figure import Figure
@@ -27,6 +29,8 @@ from headstart.evaluation.detection import (
     Curves,
     Detections,
     Truth,
+    coco_results,
+    coco_truth,
     curves,
     detection_scores,
     evaluate,
@@ -40,6 +44,7 @@ from headstart.verbs.drawing import colour, draw_boxes, sheet
 from headstart.verbs.finetuning.job import Job, Look
 from headstart.views import preset
 
+DETECTIONS = "detections"  # the folder of objects and detections in COCO's form, for any other tool
 SHOWN = 8  # images in the figure of detections
 SIDE = 480  # pixels of the long side of each
 NAMED = 12  # classes that have a curve of their own
@@ -163,7 +168,8 @@ def finish_scores(data: DataSet, rows: Tensor, detections: Detections, folder: P
         data: the data set with boxes.
         rows: the images that were looked at, int64 ``[m]``.
         detections: what was found in them.
-        folder: of the run; unless it is lean, gets ``plots/precision_recall.png`` and ``plots/detections.png``.
+        folder: of the run; unless it is lean, gets ``detections/truth.json`` and ``detections/found.json`` in
+            COCO's form, ``plots/precision_recall.png`` and ``plots/detections.png``.
         lean: draw nothing.
 
     Returns:
@@ -174,6 +180,9 @@ def finish_scores(data: DataSet, rows: Tensor, detections: Detections, folder: P
     scores = scores_of(evaluation)
     by_class = per_class(evaluation, data.classes)
     if not lean:
+        files = data.paths.take(pa.array(rows.numpy())).to_pylist()
+        runs.write_text(folder / DETECTIONS / "truth.json", json.dumps(coco_truth(truth, data.classes, files)))
+        runs.write_text(folder / DETECTIONS / "found.json", json.dumps(coco_results(detections)))
         precision_recall(folder / "plots" / "precision_recall.png", curves(evaluation), data.classes)
         least = scores["confidence"] or 0.0
         some = _some(truth)
