@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -90,6 +91,40 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """Move what is not trained by gradient (moving average, centre, queue); progress in (0, 1]."""
+
+
+class Task(Objective):
+    """What a backbone does for its user: a head on it, both trained or the head alone.
+
+    Args:
+        backbone: gives features and maps.
+        freeze: train the head alone. The backbone then keeps the statistics of its normalisation too.
+
+    Attributes:
+        backbone: with its first weights, later the trained ones.
+        head: all that is not the backbone.
+        freeze: as above.
+    """
+
+    head: nn.Module
+
+    def __init__(self, backbone: Backbone, *, freeze: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.freeze = freeze
+        backbone.requires_grad_(not freeze)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, in which a frozen backbone stays as it is in evaluation."""
+        super().train(mode)
+        if self.freeze:
+            self.backbone.eval()
+        return self
+
+    def features(self, images: Tensor) -> Features:
+        """Return the backbone's features of images, ``[b c h w]``, without gradient if it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return self.backbone.features(images)
 
 
 class TokenBackbone(Backbone):

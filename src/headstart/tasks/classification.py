@@ -2,15 +2,14 @@
 
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.contracts import Backbone, Batch, Objective
+from headstart.contracts import Backbone, Batch, Task
 
 
 @final
-class Classifier(Objective):
+class Classifier(Task):
     """A linear classifier on a backbone, frozen or not.
 
     Args:
@@ -22,6 +21,7 @@ class Classifier(Objective):
     """
 
     class_weights: Tensor | None
+    head: nn.Linear
 
     def __init__(
         self,
@@ -32,30 +32,18 @@ class Classifier(Objective):
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone, freeze=freeze)
         self.head = nn.Linear(backbone.dim, classes)
-        self.freeze = freeze
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
-        backbone.requires_grad_(not freeze)
         # As published weights are fine-tuned: the new head starts at no opinion, so its first gradients do not tear
         # at the features before it has learned anything.
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def train(self, mode: bool = True) -> "Classifier":
-        """Switch to training, in which a frozen backbone stays as it is in evaluation."""
-        super().train(mode)
-        if self.freeze:
-            self.backbone.eval()
-        return self
-
     def logits(self, images: Tensor) -> Tensor:
         """Return class logits ``[b classes]``."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            features = self.backbone(images)
-        return self.head(features)  # type: ignore[no-any-return]
+        return self.head(self.features(images).pooled)  # type: ignore[no-any-return]
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the cross entropy, a mean weighted by the classes' weights, and the share of right answers."""

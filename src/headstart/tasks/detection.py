@@ -13,7 +13,7 @@ from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from headstart.contracts import Backbone, Batch, Objective, Objects
+from headstart.contracts import Backbone, Batch, Objects, Task
 from headstart.errors import UserError
 
 FINEST = 8  # pixels of the image to one of the finest map; torchvision's detectors begin there too
@@ -76,7 +76,7 @@ class Pyramid(nn.Module):
 
 
 @final
-class Detector(Objective):
+class Detector(Task):
     """A one-stage detector on a backbone, frozen or not.
 
     Heads, losses and the choice of boxes are torchvision's: those of ``retinanet_resnet50_fpn_v2`` (Lin et al. 2017,
@@ -95,6 +95,8 @@ class Detector(Objective):
         UserError: the backbone has no map of stride 8 or more, or the images are smaller than its stride.
     """
 
+    head: Any  # torchvision's, whose parts mypy does not know
+
     def __init__(
         self,
         backbone: Backbone,
@@ -104,7 +106,7 @@ class Detector(Objective):
         freeze: bool = False,
         image_size: int,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone, freeze=freeze)
         places = {stride: place for place, stride in enumerate(backbone.strides) if stride >= FINEST}
         strides = list(places)
         if not strides:
@@ -114,25 +116,14 @@ class Detector(Objective):
             )
         if image_size < strides[-1]:
             raise UserError(f"image_size: {image_size} (allowed with this model: {strides[-1]} or more)")
-        self.backbone = backbone
         self.places = list(places.values())
         dims = [backbone.dims[place] for place in self.places]
         build = {"retinanet": _retinanet, "fcos": _fcos}[detector]
         self.head = build(dims, [*strides, 2 * strides[-1], 4 * strides[-1]], classes)
-        self.freeze = freeze
-        backbone.requires_grad_(not freeze)
-
-    def train(self, mode: bool = True) -> "Detector":
-        """Switch to training, in which a frozen backbone stays as it is in evaluation."""
-        super().train(mode)
-        if self.freeze:
-            self.backbone.eval()
-        return self
 
     def answers(self, images: Tensor) -> Answers:
         """Return what the head says of images, float ``[b c h w]``, normalised."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            maps = self.backbone.features(images).maps
+        maps = self.features(images).maps
         levels = self.head.backbone([maps[place] for place in self.places])
         # boxes need more digits than half precision has
         outputs = {name: value.float() for name, value in self.head.head(levels).items()}

@@ -17,7 +17,7 @@ from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 from headstart.backbones.torchvision import last_of_each
-from headstart.contracts import Backbone, Batch, Objective
+from headstart.contracts import Backbone, Batch, Task
 from headstart.errors import UserError, unknown
 from headstart.losses.segmentation import VOID, combined
 
@@ -171,7 +171,7 @@ DECODERS: Mapping[str, Callable[[Pyramid, int], Head]] = MappingProxyType(
 
 
 @final
-class Segmenter(Objective):
+class Segmenter(Task):
     """A decoder on the feature maps of a backbone, frozen or not, which says the class of every pixel.
 
     Args:
@@ -187,6 +187,7 @@ class Segmenter(Objective):
     """
 
     class_weights: Tensor | None
+    head: Head
 
     def __init__(
         self,
@@ -198,22 +199,12 @@ class Segmenter(Objective):
         freeze: bool = False,
         class_weights: Tensor | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone, freeze=freeze)
         if decoder not in DECODERS:
             raise unknown("decoder", decoder, DECODERS)
         self.loss = combined(loss, classes)
-        self.backbone = backbone
         self.head = DECODERS[decoder](pyramid_of(backbone), self.loss.channels)
-        self.freeze = freeze
         self.register_buffer("class_weights", class_weights, persistent=False)
-        backbone.requires_grad_(not freeze)
-
-    def train(self, mode: bool = True) -> "Segmenter":
-        """Switch to training, in which a frozen backbone stays as it is in evaluation."""
-        super().train(mode)
-        if self.freeze:
-            self.backbone.eval()
-        return self
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits ``[b k h w]`` of images ``[b c h w]`` of any size: k is 1, for the second of two, or all.
@@ -223,9 +214,7 @@ class Segmenter(Objective):
         height, width = images.shape[2:]
         multiple = self.head.pyramid.multiple
         padded = F.pad(images, (0, -width % multiple, 0, -height % multiple))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            maps = self.backbone.features(padded).maps
-        logits: Tensor = self.head(maps, padded)
+        logits: Tensor = self.head(self.features(padded).maps, padded)
         return logits[:, :, :height, :width]
 
     def probabilities(self, images: Tensor) -> Tensor:

@@ -1,77 +1,25 @@
 """A classifier with its images."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from headstart import runs
-from headstart.config import Finetune
-from headstart.contracts import Backbone, Batch
-from headstart.data.index import DataSet
-from headstart.data.loading import ViewLoader, images_at
-from headstart.data.splits import Splits
+from headstart.data.loading import images_at
 from headstart.evaluation.scores import classification_scores, confusion, per_class
 from headstart.tasks.classification import Classifier
 from headstart.verbs import figures, resolve
 from headstart.verbs.finetuning.job import Job, Look
-from headstart.views import preset
 
 
 @final
-@dataclass(frozen=True)
-class ClassifyJob(Job):
-    """A classifier, and what it learns from.
+class ClassifyJob(Job[Classifier]):
+    """A classifier, and the images that it learns from."""
 
-    Attributes:
-        settings: resolved.
-        data: the opened data set.
-        splits: its splits.
-        rows: the labelled images, int64 ``[n]``.
-        task: the classifier.
-        fabric: device, precision and processes.
-    """
-
-    settings: Finetune
-    data: DataSet
-    splits: Splits
-    rows: Tensor
-    task: Classifier
-    fabric: Fabric
     score: ClassVar[str] = "accuracy"
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone of the classifier."""
-        return self.task.backbone
-
-    @property
-    def head(self) -> nn.Module:
-        """The linear layer."""
-        return self.task.head
-
-    def batches(self, start: int, stop: int) -> Iterable[Batch]:
-        """Return the batches of the steps start … stop - 1: one view of each image."""
-        return ViewLoader(
-            dataset=self.data,
-            rows=self.rows,
-            augments=(preset(self.settings.views),),
-            image_size=int(self.settings.image_size),
-            batch_size=int(self.settings.batch_size),
-            parts=self.settings.accumulate,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-            seed=self.settings.seed,
-            start=start,
-            stop=stop,
-            workers=resolve.workers(self.settings.workers),
-            device=self.fabric.device,
-        )
 
     def look(self) -> Look:
         """Return accuracy and cross entropy on the validation images."""

@@ -1,29 +1,24 @@
 """A detector of torchvision with its images, and what is said of detections, whoever made them."""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 import pyarrow as pa
 import torch
-from lightning.fabric import Fabric
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from headstart import runs
-from headstart.config import Finetune
-from headstart.contracts import Backbone, Batch, Objects
+from headstart.contracts import Objects
 from headstart.data.images import DecodeError
 from headstart.data.index import DataSet
 from headstart.data.letterbox import letterboxed, restored_boxes
-from headstart.data.loading import ViewLoader
-from headstart.data.splits import Splits
 from headstart.data.streaming import decoded
-from headstart.data.targets import ObjectsOf
+from headstart.data.targets import ObjectsOf, Targets
 from headstart.evaluation.detection import (
     MAX_DETECTIONS,
     Curves,
@@ -42,7 +37,6 @@ from headstart.tasks.detection import Detector
 from headstart.verbs import figures, resolve
 from headstart.verbs.drawing import colour, draw_boxes, sheet
 from headstart.verbs.finetuning.job import Job, Look
-from headstart.views import preset
 
 DETECTIONS = "detections"  # the folder of objects and detections in COCO's form, for any other tool
 SHOWN = 8  # images in the figure of detections
@@ -65,55 +59,11 @@ class Seen(NamedTuple):
 
 
 @final
-@dataclass(frozen=True)
-class DetectJob(Job):
-    """A detector, and what it learns from.
+class DetectJob(Job[Detector]):
+    """A detector of torchvision, and the boxes that it learns from."""
 
-    Attributes:
-        settings: resolved.
-        data: the opened data set, with boxes.
-        splits: its splits.
-        rows: the labelled images, int64 ``[n]``.
-        task: the detector.
-        fabric: device, precision and processes.
-    """
-
-    settings: Finetune
-    data: DataSet
-    splits: Splits
-    rows: Tensor
-    task: Detector
-    fabric: Fabric
     score: ClassVar[str] = "map50_95"
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone of the detector."""
-        return self.task.backbone
-
-    @property
-    def head(self) -> nn.Module:
-        """The pyramid, and the layers that classify and place boxes."""
-        return self.task.head  # type: ignore[no-any-return]
-
-    def batches(self, start: int, stop: int) -> Iterable[Batch]:
-        """Return the batches of the steps start … stop - 1: one view of each image, and the objects in it."""
-        return ViewLoader(
-            dataset=self.data,
-            rows=self.rows,
-            augments=(preset(self.settings.views),),
-            image_size=int(self.settings.image_size),
-            batch_size=int(self.settings.batch_size),
-            parts=self.settings.accumulate,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-            seed=self.settings.seed,
-            start=start,
-            stop=stop,
-            targets="objects",
-            workers=resolve.workers(self.settings.workers),
-            device=self.fabric.device,
-        )
+    targets: ClassVar[Targets] = "objects"
 
     def look(self) -> Look:
         """Return mean average precision and loss on the whole validation images."""

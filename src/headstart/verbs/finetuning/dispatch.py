@@ -1,6 +1,6 @@
 """From a task's name to what is trained: what the data must have, sizes, the head on the backbone, its trainer."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
@@ -87,27 +87,24 @@ def stem(task: str, asked: Stem) -> Stem:
 def train(learned: Learned, run: Run | None, *, resume: bool, quiet: bool, lean: bool) -> None:
     """Train a task and leave its result in the run's folder."""
     settings, begun = learned.settings, learned.begun
-    yolo = settings.task == "detect" and settings.detector == "yolo"
     if run is not None and not quiet:
         _announce(learned, run)
-    if yolo:
+    if settings.task == "detect" and settings.detector == "yolo":
         if run is not None:
             found = run_yolo(
                 settings, learned.data, learned.splits, learned.rows, begun, run, resume=resume, quiet=quiet, lean=lean
             )
             run.finish(settings, found.pop("scores"), images=len(learned.rows), **found)
         return
-    given = settings.init != "none"
-    before = Transfer.of(begun) if given else None
-    job = build_job(learned)
-    training = Supervised(settings, job, len(learned.rows), learned.fabric, before)
+    before = Transfer.of(begun) if begun.matched is not None else None
+    training = Supervised(settings, build_job(learned), len(learned.rows), learned.fabric, before)
     last = start.last_checkpoint(run.folder, resume) if run is not None else None
     best, took = training.train(run, last, quiet=quiet, lean=lean)
     if run is not None:
         training.hand_over(run, best, took, lean=lean)
 
 
-def build_job(learned: Learned) -> Job:
+def build_job(learned: Learned) -> Job[Any]:
     """Return the head on the backbone, with its images."""
     settings, data = learned.settings, learned.data
     backbone, classes, freeze = learned.begun.backbone, len(data.classes), settings.transfer == "head"

@@ -49,7 +49,7 @@ class Supervised:
     """
 
     settings: Finetune
-    job: Job
+    job: Job[Any]
     images: int
     fabric: Fabric
     transfer: Transfer | None = None
@@ -70,7 +70,7 @@ class Supervised:
         optimizer = build_optimizer(task, str(settings.optimizer), weight_decay=float(settings.weight_decay))
         trained, set_up = fabric.setup(prepared(task, fabric), optimizer)
         if self.transfer is not None:
-            self.transfer.check(self.job.backbone, self.job.head)
+            self.transfer.check(self.job.task.backbone, self.job.task.head)
             if run is not None and not quiet:
                 say(self.transfer.line)
         first, best, history = self._restore(last, optimizer)
@@ -125,8 +125,8 @@ class Supervised:
         start.check_weights(self.job.task)
         found = self.job.finish(run.folder, lean=lean)
         scores = found.pop("scores")
-        start.save_weights(run.folder / runs.BACKBONE, self.job.backbone.net)
-        start.save_weights(run.folder / runs.HEAD, self.job.head)
+        start.save_weights(run.folder / runs.BACKBONE, self.job.task.backbone.net)
+        start.save_weights(run.folder / runs.HEAD, self.job.task.head)
         run.finish(
             self.settings,
             {**scores, f"val_{self.job.score}": best.look.score, "val_loss": best.look.loss},

@@ -1,25 +1,18 @@
 """A segmenter with its images and masks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
-from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from headstart import runs
-from headstart.config import Finetune
-from headstart.contracts import Backbone, Batch
 from headstart.data.images import THREADS, DecodeError
-from headstart.data.index import DataSet
 from headstart.data.letterbox import letterboxed, restored
-from headstart.data.loading import ViewLoader
-from headstart.data.splits import Splits
 from headstart.data.streaming import decoded
-from headstart.data.targets import mask_of
+from headstart.data.targets import Targets, mask_of
 from headstart.errors import UserError
 from headstart.evaluation.segmentation import (
     class_scores,
@@ -32,7 +25,6 @@ from headstart.losses.segmentation import VOID
 from headstart.tasks.segmentation import Segmenter
 from headstart.verbs import figures, overlays, resolve
 from headstart.verbs.finetuning.job import Job, Look
-from headstart.views import preset
 
 MAX_BAD = 0.01  # share of the images that may be unreadable
 LEAST_CHANCE = 1e-7  # about the resolution of float32 at 1: a sure mistake costs much, but not everything
@@ -62,55 +54,11 @@ class Scored(NamedTuple):
 
 
 @final
-@dataclass(frozen=True)
-class SegmentJob(Job):
-    """A segmenter, and what it learns from.
+class SegmentJob(Job[Segmenter]):
+    """A segmenter, and the masks that it learns from."""
 
-    Attributes:
-        settings: resolved.
-        data: the opened data set, with masks.
-        splits: its splits.
-        rows: the labelled images, int64 ``[n]``.
-        task: the segmenter.
-        fabric: device, precision and processes.
-    """
-
-    settings: Finetune
-    data: DataSet
-    splits: Splits
-    rows: Tensor
-    task: Segmenter
-    fabric: Fabric
     score: ClassVar[str] = "iou"
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone of the segmenter."""
-        return self.task.backbone
-
-    @property
-    def head(self) -> nn.Module:
-        """The decoder and the layer of logits."""
-        return self.task.head
-
-    def batches(self, start: int, stop: int) -> Iterable[Batch]:
-        """Return the batches of the steps start … stop - 1: one view of each image and of its mask."""
-        return ViewLoader(
-            dataset=self.data,
-            rows=self.rows,
-            augments=(preset(self.settings.views),),
-            image_size=int(self.settings.image_size),
-            batch_size=int(self.settings.batch_size),
-            parts=self.settings.accumulate,
-            rank=self.fabric.global_rank,
-            world=self.fabric.world_size,
-            seed=self.settings.seed,
-            start=start,
-            stop=stop,
-            workers=resolve.workers(self.settings.workers),
-            device=self.fabric.device,
-            targets="masks",
-        )
+    targets: ClassVar[Targets] = "masks"
 
     def look(self) -> Look:
         """Return the IoU of the validation images, and the mean cross entropy of their pixels.
