@@ -3,10 +3,11 @@
 from headstart.config.data import Data
 from headstart.config.handing_over import Embed, Export, Predict
 from headstart.config.preparation import Count, Crop, Doctor, PseudoLabel, Split
-from headstart.config.training import SCORES, Finetune, Pretrain, Probe, Study, Training
+from headstart.config.training import SCORE_NAMES, SCORES, Finetune, Pretrain, Probe, Study, Training
 
 __all__ = [
     "SCORES",
+    "SCORE_NAMES",
     "Count",
     "Crop",
     "Data",

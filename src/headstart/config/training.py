@@ -35,6 +35,18 @@ SCORES: dict[str, tuple[str, ...]] = {
     "detect": ("map50_95", "map50"),
 }
 """What arms can be compared by; the first score of a task is also the one that is looked at on validation images."""
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "iou": "IoU",
+    "mean_iou": "mean IoU",
+    "dice": "Dice",
+    "pixel_accuracy": "pixel accuracy",
+    "map50": "mAP50",
+    "map50_95": "mAP50-95",
+    "ap_small": "AP of small objects",
+}
 Scaling = Literal["linear", "sqrt", "none"]
 Warmup = Annotated[float, Field(ge=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

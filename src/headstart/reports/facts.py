@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from headstart.reports.table import TRANSFERS, Summary, budget_name, signed
+from headstart.reports.table import TRANSFERS, Summary, budget_name, score_name, signed
 
 Row = Mapping[str, Any]
 Tables = dict[str, dict[str, dict[str, Row]]]  # title -> name of a line -> labels -> row
@@ -17,7 +17,7 @@ def key_facts(summary: Summary) -> list[dict[str, str]]:
         _saved_fact(summary),
         _gain_fact(summary),
         {
-            "title": f"Highest {summary['score']}",
+            "title": f"Highest {score_name(summary)}",
             "value": f"{100 * top['mean']:.1f} %",
             "note": f"{top['arm']} + {top['transfer']}, {at_budget(top['labels'], summary)}",
         },

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from headstart.reports.table import TRANSFERS, Summary, budget_name, budget_unit, budgets
+from headstart.reports.table import TRANSFERS, Summary, budget_name, budget_unit, budgets, score_name
 
 # Okabe and Ito's colours for every kind of colour vision, shifted a little so that they carry on white and on black.
 BASELINE_COLOUR = "#7d8590"
@@ -86,7 +86,7 @@ def curve_figures(summary: Summary) -> dict[str, go.Figure]:
                 "automargin": True,
                 "zeroline": False,
             },
-            yaxis={"range": [bottom, top], "title": {"text": f"{escape(summary['score'])} (%)"}, "zeroline": False},
+            yaxis={"range": [bottom, top], "title": {"text": f"{escape(score_name(summary))} (%)"}, "zeroline": False},
         )
         figures[transfer] = figure
     return figures
@@ -170,6 +170,6 @@ def save_curves_png(summary: Summary, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_title(TRANSFERS[transfer], fontsize="medium")
         axis.set_xlabel(f"{budget_unit(summary)} (log scale)")
-    axes[0].set_ylabel(f"{summary['score']} (%)")
+    axes[0].set_ylabel(f"{score_name(summary)} (%)")
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=200)

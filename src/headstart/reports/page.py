@@ -23,6 +23,7 @@ from headstart.reports.table import (
     budget_name,
     budget_unit,
     budgets,
+    score_name,
     score_text,
     signed,
     unbroken,
@@ -88,6 +89,7 @@ def render(
     figures = {transfer: figure.to_plotly_json() for transfer, figure in curve_figures(summary).items()}
     return pages.get_template("page.html.jinja").render(
         summary=summary,
+        score_name=score_name(summary),
         interval=f"{100 * summary['confidence']:g} % interval",
         budgets=budgets(summary),
         budget_name=partial(budget_name, summary=summary),

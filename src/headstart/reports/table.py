@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
+from headstart.config import SCORE_NAMES
+
 TRANSFERS = {
     "probe": "Probe: linear model on the frozen backbone",
     "head": "Head: trained head on the frozen backbone",
@@ -22,7 +24,9 @@ def text_table(summary: Summary, width: int = 100) -> str:
     names = [budget_name(labels, summary) for labels in budgets(summary)]
     interval = f"{100 * summary['confidence']:g} % interval"
     blocks = [
-        _wrapped(f"{title}; {summary['score']} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width)
+        _wrapped(
+            f"{title}; {score_name(summary)} in %, mean ± half of the {interval}, by {budget_unit(summary)}", width
+        )
         + "\n"
         + _grid("arm", names, _score_lines(summary, transfer), width)
         for transfer, title in TRANSFERS.items()
@@ -65,6 +69,15 @@ def budget_name(labels: str, summary: Summary) -> str:
     if labels.isdigit() and summary["unit"] != "labels per class":
         return f"{labels}/class"
     return labels.replace("%", " %")
+
+
+def score_name(summary: Summary) -> str:
+    """Return what people call the score that is compared.
+
+    >>> score_name({"score": "map50_95"}), score_name({"score": "a score of one's own"})
+    ('mAP50-95', "a score of one's own")
+    """
+    return SCORE_NAMES.get(summary["score"], summary["score"])
 
 
 def score_text(row: Mapping[str, Any]) -> str:

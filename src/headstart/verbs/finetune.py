@@ -5,7 +5,7 @@ from typing import Any
 
 from headstart import runs
 from headstart.backbones.given import initialise, run_settings
-from headstart.config import SCORES, Finetune
+from headstart.config import SCORE_NAMES, SCORES, Finetune
 from headstart.data import facts
 from headstart.data.index import DataSet
 from headstart.data.splits import label_subset, parse_budget, split, strata
@@ -22,17 +22,6 @@ from headstart.verbs.finetuning import dispatch as tasks
 from headstart.verbs.result import Result
 from headstart.views import preset
 
-NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced",
-    "macro_f1": "macro F1",
-    "iou": "IoU",
-    "dice": "Dice",
-    "pixel_accuracy": "pixel accuracy",
-    "map50": "mAP50",
-    "map50_95": "mAP50-95",
-    "ap_small": "AP of small objects",
-}
 SHOWN = {
     "classify": ("accuracy", "balanced_accuracy", "macro_f1"),
     "segment": ("iou", "dice", "pixel_accuracy"),
@@ -140,10 +129,12 @@ def result(folder: Path) -> Result:
     found = runs.read_result(folder)
     assert found is not None
     scores, task = found["scores"], found["config"]["task"]
-    shown = ", ".join(f"{NAMES[name]} {100 * scores[name]:.1f} %" for name in SHOWN[task] if scores[name] is not None)
+    shown = ", ".join(
+        f"{SCORE_NAMES[name]} {100 * scores[name]:.1f} %" for name in SHOWN[task] if scores[name] is not None
+    )
     looked = f"val_{SCORES[task][0]}"
     text = (
         f"test {shown} with {found['images']} labelled images (weights of epoch {found['best_epoch']:g}, "
-        f"val {NAMES[SCORES[task][0]]} {100 * scores[looked]:.1f} %); run in {folder}"
+        f"val {SCORE_NAMES[SCORES[task][0]]} {100 * scores[looked]:.1f} %); run in {folder}"
     )
     return Result(folder, found["config"], scores, text)
