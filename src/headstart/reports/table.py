@@ -77,7 +77,7 @@ def score_name(summary: Summary) -> str:
     >>> score_name({"score": "map50_95"}), score_name({"score": "a score of one's own"})
     ('mAP50-95', "a score of one's own")
     """
-    return SCORE_NAMES.get(summary["score"], summary["score"])
+    return SCORE_NAMES.get(str(summary["score"]), str(summary["score"]))
 
 
 def score_text(row: Mapping[str, Any]) -> str:
