@@ -18,7 +18,7 @@ class Embed(Data):
     splits: Annotated[tuple[Literal["train", "val", "test", "unlabelled"], ...], BeforeValidator(listed)] | None = None
     """Splits of the data to embed, as in train,val (none: all images)."""
     model: str | Auto = "auto"
-    """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's)."""
+    """MODEL: torchvision/NAME, timm/NAME or ultralytics/NAME (auto: the RUN's)."""
     model_args: dict[str, Any] = {}
     """Arguments for the library's constructor of the model."""
     stem: Stem = "auto"

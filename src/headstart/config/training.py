@@ -57,7 +57,7 @@ class Training(Data):
     """What every training shares."""
 
     model: str | Auto
-    """MODEL: torchvision/NAME or timm/NAME."""
+    """MODEL: torchvision/NAME, timm/NAME or ultralytics/NAME."""
     model_args: dict[str, Any] = {}
     """Arguments for the library's constructor of the model."""
     stem: Stem = "auto"
@@ -110,7 +110,7 @@ class Pretrain(Training):
     method_args: dict[str, Any] = {}
     """Arguments of the method."""
     model: str | Auto = "auto"
-    """MODEL: torchvision/NAME or timm/NAME (auto: torchvision/resnet18, or a tiny ViT where the method needs one)."""
+    """MODEL: torchvision/, timm/ or ultralytics/NAME (auto: resnet18, or a tiny ViT if the method needs one)."""
     views: str = "auto"
     """Augmentation preset, one for all views or one for each, as in 2*swav,6*swav-local (auto: the recipe's)."""
     include: Annotated[tuple[Literal["val", "test"], ...], BeforeValidator(listed)] = ()
@@ -151,7 +151,9 @@ class Finetune(Training):
     batch_size: Positive | Auto = "auto"
     """Images per optimiser step, over all devices (auto: 64, for masks 32, for boxes 16); never more than there are."""
     model: str | Auto = "auto"
-    """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's, else torchvision/resnet18)."""
+    """MODEL: torchvision/NAME, timm/NAME or ultralytics/NAME (auto: the RUN's, else torchvision/resnet18)."""
+    image_size: Pixels | Auto = "auto"
+    """Side in pixels (auto: the RUN's, else as in pretrain; for boxes the images' own long side, at most 640)."""
     transfer: Literal["head", "finetune"] = "finetune"
     """head trains the task's head on the frozen backbone, finetune trains all weights."""
     decoder: Literal["unet", "fpn", "deeplabv3plus"] = "unet"
@@ -211,7 +213,7 @@ class Probe(Data):
     init: Location
     """Where the backbone's weights come from: a RUN, a weights file, a published library name, or none."""
     model: str | Auto = "auto"
-    """MODEL: torchvision/NAME or timm/NAME (auto: the RUN's)."""
+    """MODEL: torchvision/NAME, timm/NAME or ultralytics/NAME (auto: the RUN's)."""
     model_args: dict[str, Any] = {}
     """Arguments for the library's constructor of the model."""
     stem: Stem = "auto"
@@ -246,7 +248,7 @@ class Study(Data):
     task: Task = "classify"
     """What is learned from the labels: classes of images, masks, or boxes."""
     model: str = "torchvision/resnet18"
-    """MODEL: torchvision/NAME or timm/NAME."""
+    """MODEL: torchvision/NAME, timm/NAME or ultralytics/NAME."""
     model_args: dict[str, Any] = {}
     """Arguments for the library's constructor of the model."""
     stem: Stem = "auto"
