@@ -121,6 +121,11 @@ class Task(Objective):
             self.backbone.eval()
         return self
 
+    @property
+    def handed_on(self) -> nn.Module:
+        """The head as it is kept, for the features as the backbone gives them."""
+        return self.head
+
     def features(self, images: Tensor) -> Features:
         """Return the backbone's features of images, ``[b c h w]``, without gradient if it is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):

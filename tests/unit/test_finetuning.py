@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
@@ -71,7 +72,7 @@ def test_plateaus_are_counted(scores, falls):
     assert plateaus([Look(score, 1.0) for score in scores], patience=2) == falls
 
 
-def test_the_learning_rate_falls_on_a_plateau_and_a_resumed_run_remembers_it(tmp_path, monkeypatch):
+def test_the_learning_rate_falls_on_a_plateau(tmp_path, monkeypatch):
     looks = {2: 0.5, 4: 0.4, 6: 0.3, 8: 0.6, 10: 0.5, 12: 0.5}
     settings = {**SHORT, "schedule": "plateau", "plateau_patience": 2, "learning_rate": 0.01, "warmup": 0.25}
     place = iter(looks.values())
@@ -139,3 +140,27 @@ def test_images_with_boxes_are_cut_as_if_of_one_class(tmp_path, save_image):
     cut = split(data)
     assert [len(rows) for rows in (cut.train, cut.val, cut.test)] == [12, 4, 4]
     assert len(set(torch.cat([cut.train, cut.val, cut.test]).tolist())) == 20
+
+
+def test_a_head_on_tiny_features_learns_as_on_large_ones(tmp_path):
+    settings = {**SHORT, "limit": 300, "labels": "10", "transfer": "head", "min_steps": 60, "quiet": True}
+    settings |= {"learning_rate": 0.01, "image_size": 16}
+    run = headstart.pretrain(
+        data="digits", limit=300, out=tmp_path / "run", epochs=2, image_size=16, quiet=True, **MODEL
+    )
+    usual = headstart.finetune(init=run.out, out=tmp_path / "usual", **settings)
+    backbone = run.out / runs.BACKBONE
+    state = safetensors.torch.load_file(backbone)
+    last = "layer4.0.bn2"
+    shortcut = "layer4.0.downsample.1"
+    for name in (last, shortcut):
+        for part in ("weight", "bias"):
+            state[f"{name}.{part}"] *= 1e-6
+    safetensors.torch.save_file(state, backbone)
+    tiny = headstart.finetune(init=run.out, out=tmp_path / "tiny", **settings)
+    assert usual.scores["accuracy"] > 0.3
+    assert tiny.scores["accuracy"] == pytest.approx(usual.scores["accuracy"], abs=0.05)
+    head = safetensors.torch.load_file(tiny.out / runs.HEAD)
+    found = headstart.predict(tiny.out, "digits", out=tmp_path / "found", limit=300, quiet=True)
+    assert head["weight"].abs().max() > 1e3  # for features as the backbone gives them
+    assert len([count for count in found.counts.values() if count > 3]) > 5

@@ -9,16 +9,18 @@ from torch import Tensor
 from headstart.backbones.given import Initialised, run_settings
 from headstart.config import Finetune
 from headstart.data.index import DataSet
+from headstart.data.loading import images_at
 from headstart.data.masks import read_mask
 from headstart.data.splits import Splits
 from headstart.errors import UserError
+from headstart.evaluation.features import extract
 from headstart.progress import say
 from headstart.runs import CONFIG, Run
 from headstart.settings import Auto, Stem
 from headstart.tasks.classification import Classifier
 from headstart.tasks.detection import Detector
 from headstart.tasks.segmentation import Segmenter
-from headstart.verbs import start
+from headstart.verbs import resolve, start
 from headstart.verbs.finetuning.classify import ClassifyJob
 from headstart.verbs.finetuning.detect import DetectJob
 from headstart.verbs.finetuning.job import Job
@@ -118,6 +120,8 @@ def build_job(learned: Learned) -> Job[Any]:
             label_smoothing=settings.label_smoothing,
             class_weights=weights if settings.class_weights == "balanced" else None,
         )
+        if freeze:
+            classifier.standardise(_features(learned))
         return ClassifyJob(*shared, classifier, learned.fabric)
     if settings.task == "segment":
         balanced = settings.class_weights == "balanced"
@@ -134,6 +138,14 @@ def build_job(learned: Learned) -> Job[Any]:
     name: Literal["retinanet", "fcos"] = "fcos" if settings.detector == "fcos" else "retinanet"
     detector = Detector(backbone, classes=classes, detector=name, freeze=freeze, image_size=size)
     return DetectJob(*shared, detector, learned.fabric)
+
+
+def _features(learned: Learned) -> Tensor:
+    """Return the features of the labelled images, ``[n d]``."""
+    settings, device = learned.settings, learned.fabric.device
+    workers = resolve.workers(settings.workers)
+    batches = images_at(learned.data, learned.rows, int(settings.image_size), workers=workers, device=device)
+    return extract(learned.begun.backbone, batches, device=device, precision=settings.precision).features.cpu()
 
 
 def class_weights(counts: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ class Supervised:
         found = self.job.finish(run.folder, lean=lean)
         scores = found.pop("scores")
         start.save_weights(run.folder / runs.BACKBONE, self.job.task.backbone.net)
-        start.save_weights(run.folder / runs.HEAD, self.job.task.head)
+        start.save_weights(run.folder / runs.HEAD, self.job.task.handed_on)
         run.finish(
             self.settings,
             {**scores, f"val_{self.job.score}": best.look.score, "val_loss": best.look.loss},
