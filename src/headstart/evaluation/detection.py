@@ -167,10 +167,10 @@ def coco_truth(truth: Truth, classes: Sequence[str], files: Sequence[str]) -> di
         classes: their names.
         files: the path of each image that was looked at.
     """
-    known = _known(truth, len(classes)).dataset
-    images = [{**image, "file_name": file} for image, file in zip(known["images"], files, strict=True)]
+    images = [{**image, "file_name": file} for image, file in zip(_images(truth), files, strict=True)]
     categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
-    return {**known, "images": images, "categories": categories}
+    annotations = _annotations(truth.images, truth.boxes, truth.labels)
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def coco_results(detections: Detections) -> list[dict[str, Any]]:
@@ -269,11 +269,15 @@ def _annotations(images: Tensor, boxes: Tensor, labels: Tensor) -> list[dict[str
     ]
 
 
-def _coco(truth: Truth, annotations: list[dict[str, Any]], classes: int) -> COCO:
+def _images(truth: Truth) -> list[dict[str, Any]]:
     sizes = zip(truth.rows.tolist(), truth.sizes.tolist(), strict=True)
+    return [{"id": row, "height": height, "width": width} for row, (height, width) in sizes]
+
+
+def _coco(truth: Truth, annotations: list[dict[str, Any]], classes: int) -> COCO:
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": row, "height": height, "width": width} for row, (height, width) in sizes],
+        "images": _images(truth),
         "annotations": annotations,
         "categories": [{"id": number} for number in range(classes)],
     }

@@ -57,7 +57,7 @@ class Predicted:
         lines = [self._found()]
         if self.bad:
             listed = first([f"{printable(bad.path)} ({bad.reason})" for bad in self.bad])
-            lines.append(f"left out: {len(self.bad):,} images, all in {self.out / LEFT_OUT}: {listed}")
+            lines.append(f"left out: {len(self.bad):,} of {self.images + len(self.bad):,} images, all in {self.out / LEFT_OUT}: {listed}")
         return "\n".join(lines)
 
     def _found(self) -> str:

@@ -170,8 +170,9 @@ def pixel_counts(data: DataSet, rows: Tensor) -> Tensor:
 
 def _announce(learned: Learned, run: Run) -> None:
     settings, data = learned.settings, learned.data
+    classes = f"{len(data.classes)} class{'' if len(data.classes) == 1 else 'es'}"
     what = {"classify": "images", "segment": "images with masks", "detect": "images with boxes"}[settings.task]
-    say(f"{data.name}: {len(learned.rows)} labelled {what} of {len(data.classes)} classes, {data.layout}")
+    say(f"{data.name}: {len(learned.rows)} labelled {what} of {classes}, {data.layout}")
     head = {"classify": "a linear layer", "segment": settings.decoder, "detect": settings.detector}[settings.task]
     say(
         f"{settings.transfer} of {settings.model} ({settings.stem} stem) with {head} from {settings.init} at "
