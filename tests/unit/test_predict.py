@@ -69,7 +69,7 @@ def test_images_that_cannot_be_read_are_listed_and_the_others_done(run, tmp_path
         assert list(csv.reader(file)) == [
             ["image", "reason"], ["broken.png", "not an image"], ["empty, one.png", "an empty file"]
         ]  # fmt: skip
-    assert "left out: 2 images" in str(found)
+    assert "left out: 2 of " in str(found)
 
 
 @pytest.mark.parametrize(

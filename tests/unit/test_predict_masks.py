@@ -264,7 +264,7 @@ def test_broken_images_are_listed_and_the_others_done(run, folder, tmp_path):
     assert left.keys() == {"text.png", "damaged.png"}
     assert left["text.png"] == "not an image"
     assert left["damaged.png"] != "cannot be decoded"  # but why
-    assert "left out: 2 images" in str(found)
+    assert "left out: 2 of " in str(found)
 
 
 def test_memory_does_not_grow_with_the_images(run, tmp_path, monkeypatch):
