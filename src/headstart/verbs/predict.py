@@ -57,7 +57,8 @@ class Predicted:
         lines = [self._found()]
         if self.bad:
             listed = first([f"{printable(bad.path)} ({bad.reason})" for bad in self.bad])
-            lines.append(f"left out: {len(self.bad):,} of {self.images + len(self.bad):,} images, all in {self.out / LEFT_OUT}: {listed}")
+            every = self.images + len(self.bad)
+            lines.append(f"left out: {len(self.bad):,} of {every:,} images, all in {self.out / LEFT_OUT}: {listed}")
         return "\n".join(lines)
 
     def _found(self) -> str:
