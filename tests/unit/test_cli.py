@@ -131,7 +131,7 @@ def test_options_win_over_the_file_and_reach_the_run(tmp_path, capfd):
     assert main(["pretrain", *TINY, *words, "--epochs", "1", "--out", "out"]) == 0
     stored = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert (stored["epochs"], stored["seed"], stored["batch_size"]) == (1, 5, 40)
-    assert stored["method_args"] == {"projection_dim": 16, "temperature": 0.5}
+    assert stored["method_args"] == {"hidden_dim": None, "projection_dim": 16, "temperature": 0.5}
     assert stored["model_args"]["channels"] == [8, 8, 16, 16]
     said = capfd.readouterr()
     assert said.out.startswith("loss ")

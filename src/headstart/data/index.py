@@ -172,7 +172,7 @@ class DataSet:
             "put the images of each class into a folder of its own: DATA/CLASS/image.jpg or DATA/train/CLASS/image.jpg"
         )
         if not self.classes or self.objects is not None or (self.mask_values and bool((self.labels < 0).all())):
-            raise UserError(f"{field}: {self.name} has no labels of images ({self.layout}); {wanted}")
+            raise UserError(f"{field}: {self.name} has no labels ({self.layout}); {wanted}")
         if len(self.classes) == 1:
             only = self.classes[0]
             raise UserError(

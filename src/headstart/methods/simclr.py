@@ -12,12 +12,12 @@ from headstart.contracts import Backbone, Batch, Method, Recipe, Recipes
 from headstart.distributed import gather
 from headstart.losses.contrastive import nt_xent
 from headstart.nets import mlp
-from headstart.settings import Auto, Positive, PositiveFloat
+from headstart.settings import Positive, PositiveFloat
 
 
 @final
 class SimCLR(Method):
-    """SimCLR with the two-layer projector of the paper, whose hidden layer is as wide as the features (auto)."""
+    """SimCLR with the two-layer projector of the paper, whose hidden layer is as wide as the features (none)."""
 
     paper = "Chen et al. 2020, arXiv:2002.05709"
     views = ("simclr", "simclr")
@@ -34,12 +34,12 @@ class SimCLR(Method):
         backbone: Backbone,
         *,
         temperature: PositiveFloat = 0.2,
-        hidden_dim: Positive | Auto = "auto",
+        hidden_dim: Positive | None = None,
         projection_dim: Positive = 128,
     ) -> None:
         super().__init__(backbone)
         self.temperature = temperature  # 0.1 in the paper at batch 4096, 0.5 in its CIFAR-10 recipe (app. B.9)
-        self.projector = mlp([backbone.dim, backbone.dim if hidden_dim == "auto" else hidden_dim, projection_dim])
+        self.projector = mlp([backbone.dim, hidden_dim or backbone.dim, projection_dim])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the NT-Xent loss of the two views (fig. 2 of the paper)."""
