@@ -1,9 +1,11 @@
 """From a study to its cells, and from finished cells to rows."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from headstart import methods
 from headstart.config import Study
 from headstart.errors import UserError
 from headstart.studies.plan import plan
@@ -16,6 +18,7 @@ BASE = {
     "labels": [1, 5],
     "seeds": 2,
 }
+READY_MADE = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 
 
 def make(**changes):
@@ -176,3 +179,14 @@ def test_rows_of_unfinished_cells_are_left_out(tmp_path):
         (probe.arm, "probe", "1", True, probe.id)
     ]
     assert to_csv(rows).splitlines()[0].startswith("arm,transfer,labels,images,seed,accuracy")
+
+
+@pytest.mark.parametrize("path", READY_MADE, ids=lambda path: path.stem)
+def test_ready_made_studies_can_be_planned(path):
+    study = Study.read(path)
+    cells = plan(study.updated(image_size=64), "fingerprint")
+    assert {cell.arm for cell in cells} == set(study.arms)
+    assert all(cell.settings["task"] == study.task for cell in cells if cell.kind in ("head", "finetune"))
+    for cell in cells:
+        if cell.kind == "pretrain":
+            methods.resolve(cell.settings["method"], cell.settings["method_args"])
