@@ -184,8 +184,8 @@ def test_a_study_takes_the_pooled_rows(run, tmp_path):
     cell = Cell(id="cell", kind="probe", arm="simclr", seed=0, settings={})
     plain = headstart.probe(run, out=tmp_path / "plain" / "cell", **PROBE)
     headstart.probe(run, out=tmp_path / "stages" / "cell", **PROBE, stages=True)
-    found = collect([cell], tmp_path / "stages")
-    assert found == collect([replace(cell)], tmp_path / "plain")
+    found = collect([cell], tmp_path / "stages", "accuracy")
+    assert found == collect([replace(cell)], tmp_path / "plain", "accuracy")
     assert [row["accuracy"] for row in found] == [row["accuracy"] for row in plain.scores["rows"]]
     assert all("stage" not in row for row in found)
 
