@@ -17,6 +17,7 @@ from headstart.data.splits import split, strata
 from headstart.errors import UserError
 from headstart.tasks.classification import Classifier
 from headstart.verbs import resolve
+from headstart.verbs.finetuning import loop
 from headstart.verbs.finetuning.classify import ClassifyJob
 from headstart.verbs.finetuning.dispatch import class_weights
 from headstart.verbs.finetuning.job import Look
@@ -80,6 +81,15 @@ def test_the_learning_rate_falls_on_a_plateau(tmp_path, monkeypatch):
     found = headstart.finetune(out=tmp_path / "run", quiet=True, **settings)
     rates = [line["learning_rate"] for line in runs.read_metrics(found.out)]
     assert rates == pytest.approx([0.01 / 3, 0.02 / 3, *[0.01] * 4, *[0.001] * 6])
+
+
+def test_the_decay_of_moments_reaches_the_optimiser(tmp_path, monkeypatch):
+    seen = []
+    build = loop.build_optimizer
+    monkeypatch.setattr(loop, "build_optimizer", lambda *given, **named: seen.append(build(*given, **named)) or seen[0])
+    headstart.finetune(out=tmp_path / "run", quiet=True, **{**SHORT, "betas": (0.8, 0.9), "warmup": "auto"})
+    assert [group["betas"] for group in seen[0].param_groups] == [(0.8, 0.9)] * 2
+    assert runs.read_result(tmp_path / "run")["config"]["warmup"] == 0.1
 
 
 def test_a_constant_learning_rate_stays(tmp_path):

@@ -19,6 +19,7 @@ SMALL_DATA = 10_000  # images; below, a recipe makes more epochs of smaller batc
 LARGEST_BATCH = {"classify": 64, "segment": 32, "detect": 16}  # of auto
 PRESET = {"classify": "standard", "segment": "segment", "detect": "detect"}
 OPTIMIZER = {"classify": "adamw", "segment": "adam", "detect": "adam"}
+WARMUP, BETAS = 0.1, (0.9, 0.999)  # of a task
 LEAST = 3  # images that are pretrained on together: of two, a normalised feature is 1 and -1 whatever the weights
 
 
@@ -196,6 +197,8 @@ def finetune(settings: Finetune, count: int, size: int) -> Finetune:
     return settings.updated(
         views=wanted,
         optimizer=optimizer,
+        warmup=WARMUP if settings.warmup == "auto" else settings.warmup,
+        betas=BETAS if settings.betas == "auto" else settings.betas,
         learning_rate=rates[optimizer] if settings.learning_rate == "auto" else settings.learning_rate,
         weight_decay=(0.05 if optimizer == "adamw" else 0.0)
         if settings.weight_decay == "auto"

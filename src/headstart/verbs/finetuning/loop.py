@@ -67,7 +67,10 @@ class Supervised:
     def train(self, run: Run | None, last: Path | None, *, quiet: bool, lean: bool) -> tuple[Best, dict[str, Any]]:
         """Train from the last checkpoint, if there is one; return the best look and what the training took."""
         settings, fabric, steps, task = self.settings, self.fabric, self.steps, self.job.task
-        optimizer = build_optimizer(task, str(settings.optimizer), weight_decay=float(settings.weight_decay))
+        assert settings.betas != "auto"
+        optimizer = build_optimizer(
+            task, str(settings.optimizer), weight_decay=float(settings.weight_decay), betas=settings.betas
+        )
         trained, set_up = fabric.setup(prepared(task, fabric), optimizer)
         if self.transfer is not None:
             self.transfer.check(self.job.task.backbone, self.job.task.head)
