@@ -22,7 +22,13 @@ _RATES = (
     "Rates are for a batch of 256. They grow in proportion to the batch; where it says sqrt, with its square root.\n"
     "few: what changes below 10,000 images, beside epochs and batch."
 )
-_KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
+_KINDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "none",
+}
 
 
 def listing(what: str) -> str:
@@ -171,10 +177,10 @@ def _written(values: Mapping[str, Any]) -> str:
 def _value(value: object) -> str:
     """Return a value as one would type it.
 
-    >>> [_value(value) for value in (1.5e-06, 25.0, True, "auto", (0.9, 0.95))]
-    ['1.5e-6', '25', 'true', 'auto', '0.9,0.95']
+    >>> [_value(value) for value in (1.5e-06, 25.0, True, "auto", None, (0.9, 0.95))]
+    ['1.5e-6', '25', 'true', 'auto', 'none', '0.9,0.95']
     """
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(_value(item) for item in value)

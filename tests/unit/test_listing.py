@@ -117,6 +117,8 @@ def test_hyper_parameters_are_shown_as_they_are_typed():
         "symmetric": ("true or false", "false"),
         "projection_dim": ("whole number from 1", "128"),
     }
+    assert arguments("simclr")["hidden_dim"] == ("whole number from 1 or none", "none")
+    assert resolve("simclr", {"hidden_dim": "none"}) == resolve("simclr", {})
     assert arguments("swav")["queue"] == ("whole number from 0 or auto", "auto")
     assert arguments("distill")["teacher_size"] == ("whole number from 1 to 8192 or auto", "auto")
     assert arguments("vicreg")["covariance_weight"] == ("number from 0", "1")

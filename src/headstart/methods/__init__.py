@@ -76,9 +76,13 @@ def resolve(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for argument in arguments:
         if argument not in schema:
             raise unknown("method_args", argument, schema)
+    # as elsewhere, none is no value where help shows it so
+    given = {
+        key: None if value == "none" and schema[key].default is None else value for key, value in arguments.items()
+    }
     fields: dict[str, Any] = {key: (parameter.annotation, parameter.default) for key, parameter in schema.items()}
     try:
-        model = create_model(name, __config__=_STRICT, **fields)(**arguments)
+        model = create_model(name, __config__=_STRICT, **fields)(**given)
     except ValidationError as error:
         first = error.errors()[0]
         reason = first["msg"].removeprefix("Value error, ").lower()
